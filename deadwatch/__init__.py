@@ -1,0 +1,85 @@
+"""deadwatch: finds dead neurons while a network trains, shows them, and brings them back.
+
+Importing this package imports neither torch nor Lightning; each name loads what it needs when it
+is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deadwatch.errors import ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.judge.rules import Rules
+    from deadwatch.lightning import DeadWatch
+    from deadwatch.records import (
+        Gate,
+        Refusal,
+        Site,
+        SiteReport,
+        State,
+        Treatment,
+        WindowReport,
+        Wire,
+    )
+    from deadwatch.show.tensorboard import TensorBoardView
+    from deadwatch.treat.policy import Policy
+    from deadwatch.treat.remedies import BiasWarming, Recycle, Swap, ThermalKick
+    from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+    from deadwatch.watch import Watch
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "deadwatch.errors": ("ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.judge.rules": ("Rules",),
+    "deadwatch.lightning": ("DeadWatch",),
+    "deadwatch.records": (
+        *("Gate", "Refusal", "Site", "SiteReport", "State", "Treatment", "WindowReport", "Wire"),
+    ),
+    "deadwatch.show.tensorboard": ("TensorBoardView",),
+    "deadwatch.treat.policy": ("Policy",),
+    "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Swap", "ThermalKick"),
+    "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
+    "deadwatch.watch": ("Watch",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "BiasWarming",
+    "CannotTreat",
+    "Case",
+    "ConfigError",
+    "DeadWatch",
+    "DeadwatchError",
+    "DeadwatchWarning",
+    "Gate",
+    "Plan",
+    "Policy",
+    "Recycle",
+    "Refusal",
+    "Remedy",
+    "Rules",
+    "Site",
+    "SiteReport",
+    "State",
+    "Swap",
+    "TensorBoardView",
+    "ThermalKick",
+    "Treatment",
+    "Watch",
+    "WindowReport",
+    "Wire",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'deadwatch' has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,43 @@
+"""Every error and warning deadwatch raises, each with a name that can be caught or filtered."""
+
+from __future__ import annotations
+
+
+class DeadwatchError(Exception):
+    """Base of all errors raised by deadwatch."""
+
+
+class ConfigError(DeadwatchError, ValueError):
+    """An argument is wrong; the message names the value, what was expected and the way out."""
+
+
+class DeadwatchWarning(UserWarning):
+    """Base of all warnings issued by deadwatch."""
+
+
+class NoSiteWarning(DeadwatchWarning):
+    """The model holds no activation that can be watched."""
+
+
+class UnseenSiteWarning(DeadwatchWarning):
+    """A watched activation did not run in a window, so nothing is known about it."""
+
+
+class SiteDisabledWarning(DeadwatchWarning):
+    """Observing a site failed; the site is no longer observed and training goes on."""
+
+
+class AmbiguousUnitDimWarning(DeadwatchWarning):
+    """Which axis of an activation holds its units could not be told and was assumed."""
+
+
+class OptimizerStateWarning(DeadwatchWarning):
+    """Parameters were treated, but the optimizer's state for them was left as it was."""
+
+
+class MissingStepWarning(DeadwatchWarning):
+    """A scheduled remedy is in progress but `Watch.step()` is not being called."""
+
+
+class UnfinishedCourseWarning(DeadwatchWarning):
+    """Watching ended while a scheduled remedy still held parameters away from their own value."""

@@ -1,0 +1,1 @@
+"""Judge: Snapshot → reports. Pure arrays: no model, no hooks."""

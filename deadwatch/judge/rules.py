@@ -1,0 +1,132 @@
+"""What the evidence of a window says about each unit.
+
+A unit's gate is open for a sample when the activation passes gradient there. The states:
+
+- *unseen*: the site did not run.
+- *uncertain*: the gate was never open, but on fewer than ``min_samples`` elements, or NaN hid some.
+- *dead*: never open, and the closed side has exactly zero derivative: the unit cannot learn.
+- *saturated*: never open, but the closed side still has a tiny derivative.
+- *rare*: open on fewer than ``rare_below`` of the elements. Alive.
+- *alive*: otherwise.
+
+Not claimed: that a dead unit does harm, or that an alive one does good. Sparsity (closed gates over
+all elements) and dormancy (low output relative to the layer) are measured beside it, never mixed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deadwatch.errors import ConfigError
+from deadwatch.records import (
+    Floats,
+    Ints,
+    SiteReport,
+    SiteSnapshot,
+    Snapshot,
+    State,
+    WindowReport,
+)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Thresholds of the verdict.
+
+    Attributes:
+        min_samples: Elements without one open gate before a unit may be called dead. With the
+            default of 300, a unit called dead is open on fewer than 1% of the data with 95%
+            confidence (the rule of three), if elements are independent. Evidence of successive
+            windows adds up.
+        rare_below: A unit whose gate is open on a smaller share of the elements is rare.
+
+    Raises:
+        ConfigError: A threshold is out of its range.
+    """
+
+    min_samples: int = 300
+    rare_below: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.min_samples < 1:
+            raise ConfigError(
+                f"min_samples is {self.min_samples!r}; expected an integer of 1 or more "
+                "(elements without an open gate before a unit may be called dead)"
+            )
+        if not 0 <= self.rare_below <= 1:
+            raise ConfigError(
+                f"rare_below is {self.rare_below!r}; expected a share between 0 and 1, "
+                "such as 0.01 for one element in a hundred"
+            )
+
+
+def judge(snapshot: Snapshot, rules: Rules) -> WindowReport:
+    """Judge every unit of every site."""
+    sites = {site.site.name: _report(site, rules) for site in snapshot.sites}
+    return WindowReport(snapshot.window, sites)
+
+
+def _report(snap: SiteSnapshot, rules: Rules) -> SiteReport:
+    units = snap.units
+    if not snap.data:
+        missing = {name: np.full(units, np.nan) for name in _PER_UNIT}
+        state = np.full(units, State.UNSEEN, np.int64)
+        return SiteReport(snap.site, 0, state, snap.age, sparsity=np.nan, **missing)
+    data = snap.data
+    count, finite, out_count = data["count"], data["finite"], data["out_count"]
+    open_fraction = _divide(data["open"], count)
+    mean_abs = _divide(data["out_abs"], out_count)
+    return SiteReport(
+        site=snap.site,
+        samples=snap.samples,
+        state=_states(snap, open_fraction, rules),
+        age=snap.age,
+        open_fraction=open_fraction,
+        mean=_where(finite, data["mean"]),
+        std=np.sqrt(_divide(data["m2"], finite)),
+        min=_where(finite, data["min"]),
+        max=_where(finite, data["max"]),
+        mean_abs=mean_abs,
+        mean_out=_divide(data["out_sum"], out_count),
+        nonfinite=_where(count, count - finite),
+        dormancy=_dormancy(mean_abs),
+        sparsity=float(1 - data["open"].sum() / count.sum()) if count.sum() else np.nan,
+    )
+
+
+_PER_UNIT = (
+    *("open_fraction", "mean", "std", "min", "max"),
+    *("mean_abs", "mean_out", "nonfinite", "dormancy"),
+)
+
+
+def _states(snap: SiteSnapshot, open_fraction: Floats, rules: Rules) -> Ints:
+    if not snap.samples:
+        return np.full(snap.units, State.UNSEEN, np.int64)
+    data = snap.data
+    opened = data["opened"]
+    unproven = ~opened & (data["suspect"] | (snap.age < rules.min_samples))
+    rare = opened & (data["count"] >= rules.min_samples) & (open_fraction < rules.rare_below)
+    return np.select(
+        [unproven, rare, opened, snap.flat],
+        [State.UNCERTAIN, State.RARE, State.ALIVE, State.DEAD],
+        State.SATURATED,
+    ).astype(np.int64)
+
+
+def _dormancy(mean_abs: Floats) -> Floats:
+    """ReDo's score: s_i = E|h_i| / mean_k E|h_k| (Sokar et al. 2023, eq. 1); 0 in a silent layer."""
+    if np.isnan(mean_abs).all():
+        return mean_abs
+    layer = np.nanmean(mean_abs)
+    return mean_abs / layer if layer > 0 else np.zeros_like(mean_abs)
+
+
+def _divide(total: Floats, count: Ints) -> Floats:
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _where(count: Ints, value: Floats) -> Floats:
+    return np.where(count > 0, value, np.nan).astype(np.float64)

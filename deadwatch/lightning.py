@@ -1,0 +1,194 @@
+"""The Lightning callback: Trainer events → `Watch` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal
+
+from deadwatch.errors import ConfigError
+from deadwatch.judge.rules import Rules
+from deadwatch.records import WindowReport
+from deadwatch.show.console import ConsoleView
+from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
+from deadwatch.treat.policy import Policy
+from deadwatch.watch import Settings, Watch
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback as _Callback
+else:
+    # `lightning` and `pytorch_lightning` each check for their own base class; this is both.
+    _homes = [name for name in ("lightning", "pytorch_lightning") if find_spec(name)]
+    _paths = {"lightning": "lightning.pytorch", "pytorch_lightning": "pytorch_lightning"}
+    _bases = tuple(import_module(_paths[name]).Callback for name in _homes)
+    _Callback = type("_Callback", _bases, {})
+
+
+class DeadWatch(_Callback):
+    """Watches a `LightningModule` while it is fitted, and treats dead units if asked to.
+
+    Counts only training batches: sanity checks, validation, learning-rate finders and checkpoint
+    recomputation never count. Logs ``deadwatch/dead_ratio`` (so that `ModelCheckpoint` and
+    `EarlyStopping` can monitor it) and a curve per site to every logger. Treatments are applied
+    before the next training batch, so that a checkpoint matches its metrics and nothing is
+    treated after the last window.
+
+    Args:
+        policy: As for `Watch`; optimizers are the Trainer's.
+        rules: As for `Watch`.
+        include: As for `Watch`; paths are those of the `LightningModule`.
+        exclude: As for `Watch`.
+        unit_dim: As for `Watch`.
+        stats_every_n_steps: As for `Watch`.
+        window: ``"epoch"``, or a number of training batches after which to judge.
+
+    Attributes:
+        report: The latest `WindowReport`, None before the first.
+        watch: The `Watch` of the latest fit, None before the first.
+
+    Raises:
+        ConfigError: An argument is wrong; the message says what was expected.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | str | None = None,
+        *,
+        rules: Rules | None = None,
+        include: Sequence[str] | str | None = None,
+        exclude: Sequence[str] | str | None = None,
+        unit_dim: Mapping[str, int] | None = None,
+        stats_every_n_steps: int = 10,
+        window: Literal["epoch"] | int = "epoch",
+    ) -> None:
+        super().__init__()
+        self._settings = Settings(policy, rules, include, exclude, unit_dim, stats_every_n_steps)
+        if window != "epoch" and (not isinstance(window, int) or window < 1):
+            raise ConfigError(
+                f"window is {window!r}; expected 'epoch' or a number of training batches"
+            )
+        self._window = window
+        self.report: WindowReport | None = None
+        self.watch: Watch | None = None
+        self._untreated: WindowReport | None = None
+        self._batches = 0
+        self._step = 0
+        self._console = ConsoleView()
+        self._views: dict[int, TensorBoardView] = {}
+
+    # ── attaching ───────────────────────────────────────────────────────────────────────
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Attach; whatever runs from here on inside a training batch counts."""
+        treats = self._settings.treats
+        optimizers = trainer.optimizers if treats else None
+        self.watch = Watch(pl_module, optimizer=optimizers, **vars(self._settings))
+        self.report = self._untreated = None
+        self._batches = 0
+        self._console = ConsoleView()
+        self._views = {}
+        self.watch.attach()
+        self.watch.pause()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Judge what is left of a window of steps, and detach."""
+        if self.watch is not None and self._window != "epoch" and self._batches:
+            self.report = self.watch.close_window(treat=False)
+        self._detach()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Detach: after an exception nothing else is called."""
+        self._detach()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Detach, should nothing else have."""
+        self._detach()
+
+    def _detach(self) -> None:
+        self._untreated = None
+        if self.watch is not None:
+            self.watch.detach()
+
+    # ── while training ──────────────────────────────────────────────────────────────────
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Apply what the last window called for, and count from here on."""
+        if self.watch is None:
+            return
+        if self._untreated is not None:
+            self._treat(trainer, pl_module, self.watch, self._untreated)
+            self._untreated = None
+        self.watch.resume()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop counting, advance scheduled remedies, close a window of steps."""
+        if self.watch is None:
+            return
+        self.watch.pause()
+        self.watch.step()
+        self._batches += 1
+        if self._batches == self._window:
+            self._close(trainer, pl_module, self.watch)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close a window of an epoch."""
+        if self.watch is not None and self._window == "epoch" and self._batches:
+            self._close(trainer, pl_module, self.watch)
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give callbacks that act on validation within an epoch the ratio so far."""
+        if self.watch is None or trainer.sanity_checking or not self._batches:
+            return
+        if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
+            ratio = self.watch.peek().dead_ratio
+            pl_module.log(MODEL_TAG, ratio, logger=False, sync_dist=trainer.world_size > 1)
+
+    def _close(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
+        self._batches = 0
+        self._step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        self.report = watch.close_window(treat=False)
+        self._untreated = self.report if self._settings.treats else None
+        self._log(trainer, pl_module, self.report)
+        self._write_texts(trainer, self.report)
+        _say(pl_module, self._console.verdict(self.report, self._when(trainer)))
+
+    def _log(self, trainer: Any, pl_module: Any, report: WindowReport) -> None:
+        """Log all curves; Lightning writes them at the step it gives the epoch's metrics."""
+        points = scalars(report)
+        common: dict[str, Any] = {"sync_dist": trainer.world_size > 1}
+        if self._window != "epoch":
+            # Lightning writes step metrics only now and then: hand them to the loggers directly.
+            common |= {"on_step": True, "on_epoch": False, "logger": False, "batch_size": 1}
+            for logger in trainer.loggers:
+                logger.log_metrics(points, step=self._step)
+        pl_module.log_dict(points, **common)
+        if MODEL_TAG in points:
+            shown = common | {"logger": False, "prog_bar": True}
+            pl_module.log("dead", points[MODEL_TAG], **shown)
+
+    def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
+        self.report = watch.treat(verdict)
+        self._write_texts(trainer, self.report)
+        _say(pl_module, self._console.treated(self.report, self._when(trainer)))
+
+    def _write_texts(self, trainer: Any, report: WindowReport) -> None:
+        for logger in trainer.loggers:
+            writer = logger.experiment
+            if trainer.is_global_zero and hasattr(writer, "add_custom_scalars"):
+                view = self._views.setdefault(id(logger), TensorBoardView(writer))
+                view.texts(report, self._step)
+
+    def _when(self, trainer: Any) -> str:
+        if self._window == "epoch":
+            return f"epoch {trainer.current_epoch}"
+        return f"step {self._step}"
+
+
+def _say(pl_module: Any, line: str | None) -> None:
+    if line is not None:
+        pl_module.print(line)

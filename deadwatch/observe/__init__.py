@@ -1,0 +1,1 @@
+"""Observe: model → Snapshot. Reads the model, never writes it."""

@@ -1,0 +1,140 @@
+"""What is kept for one call site between two reads, and the one transfer that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from deadwatch.observe import kernels, stats
+from deadwatch.observe.gates import swapped_units
+from deadwatch.observe.sites import Candidate
+from deadwatch.observe.wiring import Tracer
+from deadwatch.records import Bools, Ints, Site, SiteSnapshot
+
+_BYTES = torch.uint8
+
+
+@dataclass(eq=False)
+class SiteState:
+    """The accumulators of one call site, on the device of its activations.
+
+    Attributes:
+        site: The site as known so far.
+        units: Number of units C.
+        dim: Axis of the pre-activation that holds them.
+        data: The statistics of this window.
+        age: Samples since each gate was last open, at the window's start (C,).
+        samples: Elements per unit seen in this window.
+        tracer: The trace that saw this site, until its wiring is resolved.
+    """
+
+    site: Site
+    units: int
+    dim: int
+    data: stats.Accumulator
+    age: Ints
+    flat: Bools
+    low: Tensor | None = None
+    samples: int = 0
+    tracer: Tracer | None = None
+
+    @classmethod
+    def start(cls, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
+        """Begin a site at its first call, with pre-activation ``z``."""
+        units = z.shape[dim]
+        with torch.inference_mode(False):
+            data = stats.new(units, z.device)
+        age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
+        state = cls(replace(site, unit_dim=dim), units, dim, data, age, flat)
+        state.adopt(candidate)
+        return state
+
+    def adopt(self, candidate: Candidate) -> None:
+        """Judge by the gates of ``candidate`` from now on."""
+        self.site = replace(self.site, activation=candidate.activation, gate=candidate.gate)
+        self.low, self.flat = None, np.full(self.units, candidate.gate.flat)
+        swapped = swapped_units(candidate.module)
+        if swapped is not None:
+            self.low, self.flat = swapped[0], swapped[1].cpu().numpy()
+
+    def observe(self, z: Tensor, sampled: bool) -> None:
+        """Take in one pre-activation.
+
+        Raises:
+            ValueError: It does not have the units that this site had before.
+        """
+        if z.shape[self.dim] != self.units:
+            raise ValueError(
+                f"the site had {self.units} units on axis {self.dim} and now has a "
+                f"pre-activation of shape {tuple(z.shape)}; if the units lie on another axis, "
+                f"say so with unit_dim={{{self.site.module!r}: axis}}"
+            )
+        if not z.numel():
+            return
+        self._follow(z.device)
+        self.samples += z.numel() // self.units
+        stats.update_(self.data, kernels.liveness(z, self.dim, self.site.gate, self.low))
+        if sampled:
+            for batch in kernels.moments(z, self.dim, self.site.gate, self.low):
+                stats.update_(self.data, batch)
+
+    def observe_output(self, h: Tensor) -> None:
+        """Take in the output that belongs to the pre-activation just seen."""
+        if h.numel():
+            for batch in kernels.outputs(h, self.dim):
+                stats.update_(self.data, batch)
+
+    def resolve(self, model: nn.Module) -> None:
+        """Turn the trace that saw this site, if any, into its wiring."""
+        if self.tracer is not None:
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+            found = self.tracer.wiring(self.site.name, self.units, shapes)
+            self.site = replace(self.site, **vars(found))
+            self.tracer = None
+
+    def restart(self, age: Ints) -> None:
+        """Begin a window."""
+        stats.reset_(self.data)
+        self.samples, self.age = 0, age
+
+    def _follow(self, device: torch.device) -> None:
+        if self.data["opened"].device != device:
+            self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
+            self.low = None if self.low is None else self.low.to(device)
+
+
+def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
+    """Read all sites with one device-to-host copy for each device they lie on.
+
+    The ages are those of the window's start.
+    """
+    packed: dict[torch.device, list[Tensor]] = {}
+    for state in states:
+        parts = packed.setdefault(state.data["opened"].device, [])
+        parts += [tensor.view(_BYTES) for tensor in state.data.values()]
+    host = {device: torch.cat(parts).cpu().numpy() for device, parts in packed.items()}
+    offset = dict.fromkeys(host, 0)
+    snapshots = []
+    for state in states:
+        device = state.data["opened"].device
+        data: dict[str, npt.NDArray[np.generic]] = {}
+        for name, tensor in state.data.items():
+            size = tensor.numel() * tensor.element_size()
+            raw = host[device][offset[device] : offset[device] + size]
+            offset[device] += size
+            data[name] = raw.copy().view(_NUMPY[tensor.dtype])
+        snapshots.append(SiteSnapshot(state.site, state.samples, data, state.age, state.flat))
+    return tuple(snapshots)
+
+
+_NUMPY = {
+    torch.bool: np.bool_,
+    torch.int64: np.int64,
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}

@@ -1,0 +1,119 @@
+"""One snapshot out of those of all processes. This is the only file that calls a collective.
+
+A unit is dead only if it is dead on every rank, so ranks merge what they measured before anything
+is judged. The number of collectives does not depend on the number of sites: one exchange of the
+site lists, then one flat buffer for each of two sums and one maximum (minima travel negated).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from deadwatch.observe.stats import STATISTICS
+from deadwatch.records import Floats, SiteSnapshot, Snapshot
+
+_SUMS = tuple(name for name, stat in STATISTICS.items() if stat.merge == "sum")
+_MAXIMA = tuple(name for name, stat in STATISTICS.items() if stat.merge == "max")
+_MINIMA = tuple(name for name, stat in STATISTICS.items() if stat.merge == "min")
+
+
+def reduce(snapshot: Snapshot) -> Snapshot:
+    """Merge the snapshots of all ranks, and bring the ages to the end of the window."""
+    sites = snapshot.sites
+    if _world() > 1:
+        sites = _merged(_aligned(sites))
+    return replace(snapshot, sites=tuple(_aged(site) for site in sites))
+
+
+def common_seed() -> int:
+    """The seed of rank 0, on every rank; draws nothing from any random stream."""
+    seed = torch.initial_seed() % (1 << 62)
+    if _world() > 1:
+        buffer = torch.tensor([seed], dtype=torch.int64, device=_device())
+        dist.broadcast(buffer, src=0)
+        seed = int(buffer)
+    return seed
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+
+
+def _aged(site: SiteSnapshot) -> SiteSnapshot:
+    if not site.data:
+        return site
+    return replace(site, age=np.where(site.data["opened"], 0, site.age + site.samples))
+
+
+def _aligned(sites: tuple[SiteSnapshot, ...]) -> list[SiteSnapshot]:
+    """This rank's snapshots in an order common to all ranks, empty where this rank has none."""
+    mine = {site.site.name: site for site in sites}
+    blank = [replace(site, samples=0, data={}) for site in sites]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, blank)
+    known: dict[str, SiteSnapshot] = {}
+    for other in (other for rank in gathered for other in rank):
+        if other.site.name not in known or not known[other.site.name].units:
+            known[other.site.name] = other
+    aligned = []
+    for name, site in known.items():
+        own = mine.get(name, site)
+        data = own.data or (_empty(site.units) if site.units else {})
+        aligned.append(replace(site, samples=own.samples, data=data))
+    return aligned
+
+
+def _empty(units: int) -> dict[str, Any]:
+    kinds = {"flag": np.bool_, "count": np.int64, "real": np.float64}
+    return {
+        name: np.full(units, stat.start).astype(kinds[stat.kind])
+        for name, stat in STATISTICS.items()
+    }
+
+
+def _merged(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
+    sites = [site for site in sites if site.units] + [site for site in sites if not site.units]
+    rows = [{**site.data, "samples": np.array([site.samples])} for site in sites if site.units]
+    for row in rows:
+        row["total"] = row["finite"] * row["mean"]
+        row |= {f"-{name}": -row[name] for name in _MINIMA}
+    sums = _all_reduce(rows, ("samples", "total", *_SUMS), dist.ReduceOp.SUM)
+    for row, total in zip(rows, sums, strict=True):
+        row["centre"] = total["total"] / np.maximum(total["finite"], 1)
+        row["spread"] = row["m2"] + row["finite"] * np.square(row["mean"] - row["centre"])
+    spreads = _all_reduce(rows, ("spread",), dist.ReduceOp.SUM)
+    tops = _all_reduce(rows, (*_MAXIMA, *(f"-{name}" for name in _MINIMA)), dist.ReduceOp.MAX)
+    merged = []
+    for site, row, total, spread, top in zip(sites, rows, sums, spreads, tops, strict=False):
+        data = total | top | {"mean": row["centre"], "m2": spread["spread"]}
+        data |= {name: -top[f"-{name}"] for name in _MINIMA}
+        kept = {name: data[name].astype(site.data[name].dtype) for name in STATISTICS}
+        merged.append(replace(site, samples=int(total["samples"][0]), data=kept))
+    return merged + sites[len(rows) :]
+
+
+def _all_reduce(
+    rows: list[dict[str, Any]], names: Iterable[str], operation: Any
+) -> list[dict[str, Floats]]:
+    """Reduce the named arrays of all sites in one flat buffer."""
+    keys = [(index, name) for index in range(len(rows)) for name in names]
+    arrays = [np.asarray(rows[index][name], np.float64) for index, name in keys]
+    buffer = torch.from_numpy(np.concatenate([*arrays, np.zeros(0)])).to(_device())
+    dist.all_reduce(buffer, operation)
+    flat = buffer.cpu().numpy()
+    result: list[dict[str, Floats]] = [{} for _ in rows]
+    offset = 0
+    for (index, name), array in zip(keys, arrays, strict=True):
+        result[index][name] = flat[offset : offset + array.size]
+        offset += array.size
+    return result

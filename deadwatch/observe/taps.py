@@ -1,0 +1,368 @@
+"""The hooks. This is the only file that registers hooks or enters a function mode.
+
+What is counted: a *frame* is one outermost call into the model (or into any part of it, when a
+training loop calls parts directly). A frame counts if the part called is in training mode and
+gradients are on when it is entered; so evaluation, teachers under ``no_grad`` and sanity checks
+do not count, while reentrant checkpointing inside a counted frame does. Recomputation by
+activation checkpointing runs inside the backward pass and is skipped.
+
+Within a frame the calls of one activation module are numbered; each number is a site of its own.
+A hook launches tensor operations and returns: it never waits for the device. If it fails, its
+activation is no longer observed, one warning says so, and training goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
+from deadwatch.observe.accumulate import SiteState, fetch
+from deadwatch.observe.sites import Candidate, Selection, assumed_unit_dim, pre_activation
+from deadwatch.observe.wiring import Tracer
+from deadwatch.records import Ints, Site, SiteSnapshot, Snapshot, Window
+
+
+@dataclass(eq=False)
+class _Tap:
+    """One watched activation module, its call sites so far, and the call in progress."""
+
+    candidate: Candidate
+    sites: list[SiteState] = field(default_factory=list)
+    calls: int = 0
+    current: SiteState | None = None
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Frame:
+    """The outermost call in progress."""
+
+    module: nn.Module
+    python: FrameType
+    counted: bool
+    depth: int = 1
+
+
+class _Hook:
+    """A hook that a copy of the model does not take along.
+
+    A deep copy or a pickle of a watched model (averaged copies, ``torch.save``) holds inert hooks
+    instead, so that it neither feeds the original's statistics nor drags them with it.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    def __call__(self, *args: Any) -> None:
+        self._call(*args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
+        return _Inert()
+
+    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
+        return _Inert, ()
+
+
+class _Inert:
+    def __call__(self, *args: Any) -> None:
+        return None
+
+
+class Taps:
+    """Observes the activations of a model while hooks are attached.
+
+    Args:
+        model: The model; never written to.
+        selection: Which activations to watch.
+        every: Moments are taken on every ``every``-th step of a window, beginning with its first.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection, every: int) -> None:
+        self.enabled = True
+        self._model = model
+        self._selection = selection
+        self._every = every
+        self._taps = {c.path: _Tap(c) for c in selection.candidates(model)}
+        self._attached = False
+        self._handles: list[RemovableHandle] = []
+        self._frame: _Frame | None = None
+        self._tracer: Tracer | None = None
+        self._traced: set[nn.Module] = set()
+        self._ran: list[SiteState] = []
+        self._tick = 0
+        self._reported = False
+        self.steps_reported = 0
+        self._window = 0
+        self._window_start = 0
+
+    # ── attaching ───────────────────────────────────────────────────────────────────────
+
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are on the model."""
+        return self._attached
+
+    def attach(self) -> None:
+        """Register the hooks; does nothing if they are on."""
+        if self.attached:
+            return
+        self._attached = True
+        if not self._taps:
+            warnings.warn(
+                "the model holds no activation module that can be watched "
+                "(functional calls such as F.relu are not seen yet)",
+                NoSiteWarning,
+                stacklevel=3,
+            )
+        for container in self._containers():
+            pre = container.register_forward_pre_hook(_Hook(self._enter), prepend=True)
+            post = container.register_forward_hook(_Hook(self._leave), always_call=True)
+            self._handles += [pre, post]
+        for tap in self._taps.values():
+            self._register(tap)
+
+    def detach(self) -> None:
+        """Remove every hook; does nothing if none is on."""
+        self._attached = False
+        self._reset_frame()
+        _remove(self._handles)
+        for tap in self._taps.values():
+            _remove(tap.handles)
+
+    def retap(self) -> None:
+        """Move hooks to the activation modules that now stand at the watched paths."""
+        for candidate in self._selection.candidates(self._model):
+            tap = self._taps[candidate.path]
+            if tap.candidate.module is candidate.module:
+                continue
+            _remove(tap.handles)
+            tap.candidate = candidate
+            for state in tap.sites:
+                state.adopt(candidate)
+            if self.attached:
+                self._register(tap)
+
+    def _containers(self) -> Iterator[nn.Module]:
+        """Modules through which a frame can be entered: all that hold a watched activation."""
+        watched = {tap.candidate.module for tap in self._taps.values()}
+        for module in self._model.modules():
+            if module not in watched and not watched.isdisjoint(module.modules()):
+                yield module
+
+    def _register(self, tap: _Tap) -> None:
+        module = tap.candidate.module
+
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            self._before(tap, module, args, kwargs)
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            self._after(tap, output)
+
+        pre = module.register_forward_pre_hook(_Hook(before), with_kwargs=True)
+        tap.handles = [pre, module.register_forward_hook(_Hook(after))]
+
+    # ── frames ──────────────────────────────────────────────────────────────────────────
+
+    def resume(self) -> None:
+        """Count from here on, in a loop that reports its steps."""
+        self.enabled = self._reported = True
+        self._reset_frame()
+
+    def pause(self) -> None:
+        """Count nothing until `resume`."""
+        self.enabled = False
+        self._reset_frame()
+
+    def step(self) -> None:
+        """Count one training step."""
+        # Until the first report each counted forward passed for a step of its own.
+        self._tick = self._tick + 1 if self._reported else self._window_start + 1
+        self._reported = True
+        self.steps_reported += 1
+        self._reset_frame()
+
+    @property
+    def steps(self) -> int:
+        """Steps so far: calls of `step`, or counted frames in a loop that never calls it."""
+        return self._tick
+
+    def _reset_frame(self) -> None:
+        """Forget a frame that an interrupt left open, and number calls from 1 again."""
+        self._drop_trace()
+        self._frame = None
+        for tap in self._taps.values():
+            tap.calls, tap.current = 0, None
+
+    def _enter(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        frame = self._frame
+        if frame is not None and frame.module is module and _is_running(frame.python):
+            frame.depth += 1
+        elif frame is None or frame.module is module:
+            self._reset_frame()
+            # 0 is this function, 1 the hook object, 2 the module call that ran it.
+            self._frame = _Frame(module, sys._getframe(2), self._counts(module))
+            if self._frame.counted and module not in self._traced:
+                self._traced.add(module)
+                self._tracer = Tracer(self._model.named_parameters())
+                self._tracer.__enter__()
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        frame = self._frame
+        if torch.compiler.is_compiling() or frame is None or frame.module is not module:
+            return
+        frame.depth -= 1
+        if frame.depth == 0:
+            self._finish_trace(module, output)
+            self._reset_frame()
+            if frame.counted and not self._reported:
+                self._tick += 1
+
+    def _counts(self, module: nn.Module) -> bool:
+        recomputing = torch._C._current_graph_task_id() != -1
+        return self.enabled and module.training and torch.is_grad_enabled() and not recomputing
+
+    def _finish_trace(self, module: nn.Module, output: Any) -> None:
+        if self._tracer is None:
+            return
+        if sys.exc_info()[0] is not None:  # the hook also runs when the forward raised
+            self._traced.discard(module)
+            return
+        self._tracer.returned(output)
+        for state in self._ran:
+            if self._tracer.saw(state.site.name):
+                state.tracer = self._tracer
+
+    def _drop_trace(self) -> None:
+        if self._tracer is not None:
+            self._tracer.paused += 1  # harmless, should another mode have been left above it
+            self._tracer.__exit__(None, None, None)
+            self._tracer = None
+
+    # ── one activation call ─────────────────────────────────────────────────────────────
+
+    def _before(self, tap: _Tap, module: nn.Module, args: Any, kwargs: Any) -> None:
+        frame = self._frame
+        counted = self._counts(module) if frame is None else frame.counted
+        if not counted or torch.compiler.is_compiling():
+            return
+        if self._tracer is not None:
+            self._tracer.paused += 1
+        try:
+            with torch.no_grad():
+                self._observe(tap, pre_activation(module, args, kwargs).detach(), args, kwargs)
+        except Exception as error:  # never break training: the site is given up, loudly
+            self._disable(tap, error)
+
+    def _after(self, tap: _Tap, output: Tensor) -> None:
+        state, tap.current = tap.current, None
+        if state is None:
+            return
+        try:
+            if self._sampled:
+                with torch.no_grad():
+                    state.observe_output(output.detach())
+            if self._tracer is not None:
+                self._tracer.leave_site(state.site.name, output, state.dim)
+                self._tracer.paused -= 1
+        except Exception as error:  # as above
+            self._disable(tap, error)
+
+    @property
+    def _sampled(self) -> bool:
+        return (self._tick - self._window_start) % self._every == 0
+
+    def _observe(self, tap: _Tap, z: Tensor, args: Any, kwargs: Any) -> None:
+        # Outside of a frame nothing but `step` can tell where the numbering starts again.
+        tap.calls = tap.calls + 1 if self._frame is not None or self._reported else 1
+        source = args[0] if args else kwargs["input"]
+        if len(tap.sites) < tap.calls:
+            self._add_site(tap, _site(tap.candidate, tap.calls), z, source)
+        tap.current = tap.sites[tap.calls - 1]
+        if self._tracer is not None:
+            self._tracer.enter_site(tap.current.site.name, source)
+        tap.current.observe(z, self._sampled)
+
+    def _add_site(self, tap: _Tap, site: Site, z: Tensor, source: Tensor) -> None:
+        dim = self._selection.dim_of(tap.candidate)
+        if dim is None and self._tracer is not None:
+            dim = self._tracer.unit_dim(source)
+        if dim is None:
+            dim, guessed = assumed_unit_dim(z)
+            if guessed:
+                warnings.warn(
+                    f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; "
+                    f"axis {dim} is assumed. Settle it with unit_dim={{{site.module!r}: axis}}.",
+                    AmbiguousUnitDimWarning,
+                    stacklevel=2,
+                )
+        state = SiteState.start(site, tap.candidate, z, dim)
+        tap.sites.append(state)
+        self._ran.append(state)
+
+    def _disable(self, tap: _Tap, error: Exception) -> None:
+        _remove(tap.handles)
+        tap.current = None
+        self._drop_trace()  # what it would miss from here on could be taken for absent
+        warnings.warn(
+            f"observing {tap.candidate.path!r} failed and is switched off; training goes on. "
+            f"{type(error).__name__}: {error}",
+            SiteDisabledWarning,
+            stacklevel=2,
+        )
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────
+
+    def read(self) -> Snapshot:
+        """What was measured since the window began, in the order of the data."""
+        for state in self._ran:
+            state.resolve(self._model)
+        never = [
+            SiteSnapshot(_site(tap.candidate), 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
+            for tap in self._taps.values()
+            if not tap.sites
+        ]
+        last = max(self._window_start, self._tick - 1)
+        window = Window(self._window, self._window_start, last)
+        return Snapshot(window, (*fetch(self._ran), *never))
+
+    def restart(self, ages: Mapping[str, Ints]) -> None:
+        """Begin the next window; ``ages`` are those of the one that ended, by site name."""
+        self._window, self._window_start = self._window + 1, self._tick
+        for state in self._ran:
+            state.restart(ages[state.site.name])
+
+    def forget(self, site: str, units: Ints) -> None:
+        """Drop the evidence against units that have just been treated."""
+        for state in self._ran:
+            if state.site.name == site:
+                state.age[units] = 0
+
+
+def _site(candidate: Candidate, call: int = 1) -> Site:
+    name = candidate.site_name(call)
+    return Site(name, candidate.path, call, candidate.activation, candidate.gate)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
+
+
+def _is_running(frame: FrameType) -> bool:
+    current: FrameType | None = sys._getframe()
+    while current is not None and current is not frame:
+        current = current.f_back
+    return current is not None

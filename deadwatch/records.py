@@ -1,0 +1,304 @@
+"""The frozen records that the stages hand to each other.
+
+Plain, picklable, and free of torch: they hold names, numbers and NumPy arrays, never modules.
+Arrays named "(C,)" have one entry per unit of the site.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class State(IntEnum):
+    """What the evidence of a window says about a unit."""
+
+    UNSEEN = 0  # the site did not run
+    UNCERTAIN = 1  # gate never open, but on too few samples (or some were NaN)
+    DEAD = 2  # gate never open, and the closed side has exactly zero derivative
+    SATURATED = 3  # gate never open, but the closed side still has a tiny derivative
+    RARE = 4  # gate open on very few samples: alive, worth watching
+    ALIVE = 5
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where an activation passes gradient: the z with |f'(z)| > epsilon.
+
+    Attributes:
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        inside: True if the gate is open for ``low < z < high``; False if it is open outside
+            ``low <= z <= high`` (the shrinking activations).
+        flat: True if the derivative on the closed side is exactly zero, so that a unit whose
+            gate never opens cannot learn at all.
+    """
+
+    low: float
+    high: float
+    inside: bool = True
+    flat: bool = True
+
+    @property
+    def always_open(self) -> bool:
+        """Whether no input closes the gate."""
+        return self.inside and self.low == -math.inf and self.high == math.inf
+
+
+@dataclass(frozen=True)
+class Wire:
+    """One operation that produces a site's units, or reads them.
+
+    Unit ``c`` is row ``c`` of a producer's tensors. In a consumer it is the columns
+    ``[c * block, (c + 1) * block)`` of the weight's second axis.
+
+    Attributes:
+        kind: ``"linear"``, ``"conv"``, ``"batch_norm"``, ``"layer_norm"``, ``"group_norm"``.
+        module: Path of the module that owns the weight.
+        weight: Parameter name of the weight, or None where there is none.
+        bias: Parameter name of the bias, or None where there is none.
+        block: Weight columns per unit (more than 1 after a flatten).
+        padded: True if zeros are padded around what is read, so that a constant contribution
+            is not a constant at the border.
+    """
+
+    kind: str
+    module: str
+    weight: str | None
+    bias: str | None
+    block: int = 1
+    padded: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in a forward pass where an activation function is called.
+
+    Attributes:
+        name: Module path, with ``-2``, ``-3`` … for later calls of the same module.
+        module: Path of the activation module.
+        call: Which call of the module within one forward this is, from 1.
+        activation: Name of the function, such as ``"ReLU"``.
+        gate: Where the activation passes gradient.
+        unit_dim: Axis of the pre-activation that holds the units; None until it has run.
+        producers: What produces the units, in the order of the data; empty if unknown.
+        consumers: All that read the units; empty if unknown.
+        producers_note: Why the producers are unknown; empty if they are known.
+        consumers_note: Why the consumers are unknown; empty if they are known.
+    """
+
+    name: str
+    module: str
+    call: int
+    activation: str
+    gate: Gate
+    unit_dim: int | None = None
+    producers: tuple[Wire, ...] = ()
+    consumers: tuple[Wire, ...] = ()
+    producers_note: str = "not traced yet"
+    consumers_note: str = "not traced yet"
+
+
+@dataclass(frozen=True)
+class Window:
+    """The stretch of training a report speaks of: steps ``first_step`` to ``last_step``, inclusive."""
+
+    index: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSnapshot:
+    """What was measured at one site over one window.
+
+    Attributes:
+        site: The site.
+        samples: Elements per unit on which liveness was judged (every counted forward).
+        data: Per-unit statistics by name, each (C,); see `deadwatch.observe.stats.STATISTICS`.
+            Empty if the site has never run.
+        age: Samples since each unit's gate was last open, at window granularity (C,).
+        flat: Whether each unit's closed side has exactly zero derivative (C,).
+    """
+
+    site: Site
+    samples: int
+    data: Mapping[str, npt.NDArray[Any]]
+    age: Ints
+    flat: Bools
+
+    @property
+    def units(self) -> int:
+        """Number of units, 0 if the site has never run."""
+        return len(self.age)
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was measured at all sites over one window, in the order of the data."""
+
+    window: Window
+    sites: tuple[SiteSnapshot, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a treatment wrote into one tensor: slices ``index`` along ``axis``."""
+
+    tensor: str
+    axis: int
+    index: Ints
+    before: npt.NDArray[Any]
+    after: npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Treatment:
+    """What one remedy did to one site.
+
+    Attributes:
+        remedy: The remedy's name.
+        site: The site's name.
+        units: Treated units.
+        window: Index of the window whose verdict led to it.
+        step: Step count of the watch when it was applied.
+        quiet: True if the outgoing columns were zeroed, so that the function did not change.
+        changes: Every tensor slice that was written, with values before and after.
+        note: Anything worth telling, such as the bias that was added or a module replaced.
+    """
+
+    remedy: str
+    site: str
+    units: Ints
+    window: int
+    step: int
+    quiet: bool
+    changes: tuple[Change, ...] = field(repr=False, default=())
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Refusal:
+    """A remedy that could not be applied, and why."""
+
+    remedy: str
+    site: str
+    units: Ints
+    window: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class SiteReport:
+    """One site over one window, as NumPy arrays with one entry per unit.
+
+    Where nothing was measured the floats are NaN, never 0. Moments, fractions and extremes come
+    from the sampled forwards (`stats_every_n_steps`) and leave out NaN and infinite elements;
+    `state`, `dead` and `samples` come from every counted forward.
+
+    Attributes:
+        site: The site.
+        samples: Elements per unit on which liveness was judged.
+        state: `State` of each unit.
+        age: Samples since each unit's gate was last open.
+        open_fraction: Share of elements on which the gate was open.
+        mean: Mean of the pre-activation.
+        std: Standard deviation (population) of the pre-activation.
+        min: Least pre-activation.
+        max: Greatest pre-activation.
+        mean_abs: Mean |f(z)| of the activation's output.
+        mean_out: Mean f(z) of the activation's output.
+        nonfinite: Number of NaN or infinite pre-activations.
+        dormancy: ReDo score: ``mean_abs`` over its mean across the layer (Sokar et al. 2023).
+        sparsity: Share of closed gates over all elements of the site; not a measure of death.
+    """
+
+    site: Site
+    samples: int
+    state: Ints
+    age: Ints
+    open_fraction: Floats
+    mean: Floats
+    std: Floats
+    min: Floats
+    max: Floats
+    mean_abs: Floats
+    mean_out: Floats
+    nonfinite: Floats
+    dormancy: Floats
+    sparsity: float
+
+    @property
+    def units(self) -> int:
+        """Number of units, 0 if the site has never run."""
+        return len(self.state)
+
+    @property
+    def dead(self) -> Bools:
+        """Which units are dead (C,)."""
+        return self.state == State.DEAD
+
+    @property
+    def judged(self) -> int:
+        """Units with enough evidence for a state."""
+        return int((self.state >= State.DEAD).sum())
+
+    @property
+    def dead_ratio(self) -> float:
+        """Dead units over judged units; NaN if none was judged."""
+        return int(self.dead.sum()) / self.judged if self.judged else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class WindowReport(Mapping[str, SiteReport]):
+    """All sites over one window: a mapping of site name to `SiteReport`.
+
+    Attributes:
+        window: Index, first and last step.
+        sites: Reports in the order of the data.
+        treatments: What was applied at the end of the window.
+        refusals: Remedies that could not be applied, and why.
+    """
+
+    window: Window
+    sites: Mapping[str, SiteReport]
+    treatments: tuple[Treatment, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+    def __getitem__(self, name: str) -> SiteReport:
+        try:
+            return self.sites[name]
+        except KeyError:
+            known = ", ".join(self.sites) or "none"
+            raise KeyError(f"no site {name!r} in this window; the sites are: {known}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sites)
+
+    def __len__(self) -> int:
+        return len(self.sites)
+
+    @property
+    def dead(self) -> int:
+        """Dead units of all sites."""
+        return sum(int(site.dead.sum()) for site in self.sites.values())
+
+    @property
+    def judged(self) -> int:
+        """Units of all sites with enough evidence for a state."""
+        return sum(site.judged for site in self.sites.values())
+
+    @property
+    def dead_ratio(self) -> float:
+        """Dead units over judged units, summed over sites; NaN if none was judged."""
+        return self.dead / self.judged if self.judged else math.nan

@@ -1,0 +1,1 @@
+"""Show: records → curves, pictures, text."""

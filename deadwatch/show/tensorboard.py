@@ -1,0 +1,124 @@
+"""Records → TensorBoard: curves, one chart for all sites, and treatments as text.
+
+Tags, with one curve per site under each:
+
+- ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio/<site>``: of a site.
+- ``deadwatch/mean/<site>``, ``deadwatch/std/<site>``: pre-activation, averaged over units.
+- ``deadwatch/open_fraction/<site>``: share of open gates.
+- ``deadwatch/treatments``: text.
+
+What was not measured has no point: missing is never zero.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from deadwatch.records import Floats, SiteReport, WindowReport
+
+MODEL_TAG = "deadwatch/dead_ratio"
+TREATMENTS_TAG = "deadwatch/treatments"
+
+LAYOUT = {
+    "deadwatch": {
+        "dead ratio": ["Multiline", ["deadwatch/dead_ratio(/.*)?$"]],
+        "open fraction": ["Multiline", ["deadwatch/open_fraction/.*"]],
+        "pre-activation mean": ["Multiline", ["deadwatch/mean/.*"]],
+        "pre-activation std": ["Multiline", ["deadwatch/std/.*"]],
+    }
+}
+"""Custom-scalar charts: every site on one chart for each measure."""
+
+
+class Writer(Protocol):
+    """The part of ``torch.utils.tensorboard.SummaryWriter`` that is used."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write one point of a curve."""
+
+    def add_text(self, tag: str, text_string: str, global_step: int) -> None:
+        """Write one text."""
+
+    def add_custom_scalars(self, layout: object) -> None:
+        """Write the layout of the custom-scalar charts."""
+
+
+class TensorBoardView:
+    """Writes each report to a TensorBoard run.
+
+    Args:
+        writer: A ``torch.utils.tensorboard.SummaryWriter``.
+    """
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._laid_out = False
+
+    def __call__(self, report: WindowReport, step: int | None = None) -> None:
+        """Write a report at ``step``, by default the window's last step."""
+        step = report.window.last_step if step is None else step
+        for tag, value in scalars(report).items():
+            self._writer.add_scalar(tag, value, step)
+        self.texts(report, step)
+
+    def texts(self, report: WindowReport, step: int) -> None:
+        """Write only what is not a curve: the charts' layout, once, and the treatments."""
+        if not self._laid_out:
+            self._writer.add_custom_scalars(LAYOUT)
+            self._laid_out = True
+        text = treatments_text(report)
+        if text:
+            self._writer.add_text(TREATMENTS_TAG, text, step)
+
+
+def scalars(report: WindowReport) -> dict[str, float]:
+    """All curves' points of a report by tag; what was not measured is left out."""
+    points = {MODEL_TAG: report.dead_ratio}
+    for name, site in report.items():
+        points |= {f"deadwatch/{kind}/{tag(name)}": value for kind, value in _measures(site)}
+    return {name: value for name, value in points.items() if math.isfinite(value)}
+
+
+def _measures(site: SiteReport) -> Iterator[tuple[str, float]]:
+    yield "dead_ratio", site.dead_ratio
+    yield "open_fraction", _average(site.open_fraction)
+    yield "mean", _average(site.mean)
+    yield "std", _average(site.std)
+
+
+def _average(values: Floats) -> float:
+    measured = values[np.isfinite(values)]
+    return float(measured.mean()) if len(measured) else math.nan
+
+
+def tag(name: str) -> str:
+    """A site's name with what TensorBoard does not allow in a tag written as its code point."""
+    return re.sub(r"[^-\w.]", lambda match: f"_{ord(match[0]):x}_", name)
+
+
+def treatments_text(report: WindowReport) -> str:
+    """What was done and what could not be, as a Markdown list; empty if nothing was."""
+    lines = [
+        f"- **{t.remedy}** on {len(t.units)} units of `{_code(t.site)}` "
+        f"({'quiet' if t.quiet else 'not quiet'}): {t.note}. Units {_listed(t.units.tolist())}"
+        for t in report.treatments
+    ]
+    lines += [
+        f"- {r.remedy} refused on {len(r.units)} units of `{_code(r.site)}`: {r.reason}"
+        for r in report.refusals
+    ]
+    return "\n".join(lines)
+
+
+def _code(name: str) -> str:
+    return name.replace("`", "'")
+
+
+def _listed(units: list[int], most: int = 32) -> str:
+    shown = ", ".join(map(str, units[:most]))
+    return f"{shown} and {len(units) - most} more" if len(units) > most else shown

@@ -1,0 +1,1 @@
+"""Treat: verdict → treatments. The only stage that writes into the model."""

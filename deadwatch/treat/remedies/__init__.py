@@ -1,0 +1,8 @@
+"""The remedies, one file each."""
+
+from deadwatch.treat.remedies.bias_warming import BiasWarming
+from deadwatch.treat.remedies.recycle import Recycle
+from deadwatch.treat.remedies.swap import Swap
+from deadwatch.treat.remedies.thermal_kick import ThermalKick
+
+__all__ = ["BiasWarming", "Recycle", "Swap", "ThermalKick"]

@@ -1,0 +1,237 @@
+"""What all remedies share: plan first, then apply.
+
+A remedy's `plan` reads a `Case` and returns a frozen `Plan`, or raises `CannotTreat` with the
+reason; only the clinic applies plans. So a refusal changes nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deadwatch.errors import ConfigError
+from deadwatch.records import Ints, SiteReport, State, Wire
+from deadwatch.treat.optim import OptimizerState, Restart
+from deadwatch.treat.surgery import Edit, Surgery
+
+
+class CannotTreat(Exception):
+    """A remedy does not apply to a case; the message says why."""
+
+
+class Course(Protocol):
+    """A scheduled remedy in progress."""
+
+    def step(self, surgery: Surgery) -> bool:
+        """Advance one training step; True when the course has ended."""
+
+    @property
+    def held(self) -> float:
+        """Largest distance of a parameter from its own value; 0 when nothing is held."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """Everything a remedy may know about the units it is asked to treat.
+
+    Attributes:
+        report: The site's verdict and statistics.
+        units: Units to treat, ascending (K,).
+        calls: How many sites the activation module has (1 unless it is called several times).
+        surgery: Access to the model's tensors; a plan only reads.
+        optimizers: The optimizers' state; a plan only reads.
+        seed: Seed of the case's random draws, equal on all ranks.
+    """
+
+    report: SiteReport
+    units: Ints
+    calls: int
+    surgery: Surgery
+    optimizers: OptimizerState
+    seed: int
+
+    @property
+    def live(self) -> Ints:
+        """Units of the site that are alive or rare."""
+        return np.flatnonzero(self.report.state >= State.RARE)
+
+    def producer(self) -> Wire:
+        """The linear layer or convolution that makes the units.
+
+        Raises:
+            CannotTreat: It is unknown.
+        """
+        site = self.report.site
+        if not site.producers:
+            raise CannotTreat(f"its producers are unknown: {site.producers_note}")
+        return site.producers[0]
+
+    def norms(self) -> tuple[Wire, ...]:
+        """The norms between the producer and the activation."""
+        return self.report.site.producers[1:]
+
+    def require_trainable(self, *names: str | None) -> None:
+        """Refuse parameters that are frozen or that no given optimizer updates.
+
+        Raises:
+            CannotTreat: A parameter may not be treated.
+        """
+        for name in filter(None, names):
+            parameter = self.surgery.tensor(name)
+            if not parameter.requires_grad:
+                raise CannotTreat(f"{name} is frozen")
+            if self.optimizers.owner(parameter) is None:
+                raise CannotTreat(f"no optimizer given to deadwatch updates {name}")
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a remedy would do: everything needed to apply it, and nothing applied yet."""
+
+    remedy: str
+    units: Ints
+    edits: tuple[Edit, ...] = ()
+    restarts: tuple[Restart, ...] = ()
+    swap: tuple[str, nn.Module] | None = None
+    course: Course | None = None
+    quiet: bool = False
+    note: str = ""
+    left_out: str = ""
+
+
+class Remedy(ABC):
+    """One way to bring dead units back.
+
+    To write your own, derive from it and implement `plan`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call it."""
+        return type(self).__name__
+
+    @abstractmethod
+    def plan(self, case: Case) -> Plan:
+        """Say what would be done to the case.
+
+        Raises:
+            CannotTreat: The remedy does not apply.
+        """
+
+
+def silence(case: Case, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Restart, ...], bool]:
+    """Zero the outgoing columns of the treated units, so that treating them changes nothing yet.
+
+    What the units contributed on average is folded into the bias of the layers that read them.
+
+    Args:
+        case: The case.
+        quiet: True to insist, False for nothing, None for where all readers are known.
+
+    Returns:
+        The edits, the optimizer restarts, and whether the treatment is quiet.
+
+    Raises:
+        CannotTreat: ``quiet`` is True and the readers are unknown, or a contribution other than
+            zero cannot be folded.
+    """
+    site = case.report.site
+    if quiet is False or (quiet is None and not site.consumers):
+        return (), (), False
+    if not site.consumers:
+        raise CannotTreat(f"not all layers that read it are known: {site.consumers_note}")
+    edits: list[Edit] = []
+    restarts: list[Restart] = []
+    for wire in site.consumers:
+        assert wire.weight is not None
+        case.require_trainable(wire.weight)
+        columns, live = _columns(case.units, wire.block), _columns(case.live, wire.block)
+        edits += _fold(case, wire)
+        old = case.surgery.rows(wire.weight, columns, axis=1)
+        edits.append(Edit(wire.weight, 1, columns, torch.zeros_like(old)))
+        restarts.append(Restart(wire.weight, 1, columns, live))
+    return tuple(edits), tuple(restarts), True
+
+
+def _fold(case: Case, wire: Wire) -> Iterator[Edit]:
+    """Move the units' mean contribution into the reader's bias."""
+    mean = case.report.mean_out[case.units]
+    if not mean.any():
+        return
+    if np.isnan(mean).any() or wire.bias is None or wire.padded:
+        reason = "was not measured" if np.isnan(mean).any() else f"{wire.module} cannot absorb"
+        raise CannotTreat(f"quiet treatment is not possible: its mean output {reason}")
+    case.require_trainable(wire.bias)
+    assert wire.weight is not None
+    weight = case.surgery.rows(wire.weight, _columns(case.units, wire.block), axis=1)
+    per_column = torch.as_tensor(np.repeat(mean, wire.block), device=weight.device).to(weight)
+    shape = [1, -1] + [1] * (weight.ndim - 2)
+    share = (weight * per_column.view(shape)).flatten(1).sum(1)
+    rows = np.arange(len(share))
+    yield Edit(wire.bias, 0, rows, case.surgery.rows(wire.bias, rows) + share)
+
+
+def _columns(units: Ints, block: int) -> Ints:
+    columns: Ints = (units[:, None] * block + np.arange(block)).ravel()
+    return columns
+
+
+def require_separable(case: Case) -> None:
+    """Refuse where a norm mixes the units, so that a new row would change the live ones.
+
+    Raises:
+        CannotTreat: A layer norm or group norm stands between producer and activation.
+    """
+    for norm in case.norms():
+        if norm.kind in ("layer_norm", "group_norm"):
+            raise CannotTreat(
+                f"a {norm.kind} between {case.producer().module} and the activation mixes the "
+                "units: new weights for the dead ones would change the live ones"
+            )
+
+
+def require_number(name: str, value: float, low: float, hint: str) -> None:
+    """Check an argument at construction.
+
+    Raises:
+        ConfigError: It is below ``low`` or not a number.
+    """
+    if not isinstance(value, (int, float)) or not value >= low or value == float("inf"):
+        raise ConfigError(f"{name} is {value!r}; expected a number of {low} or more ({hint})")
+
+
+@contextmanager
+def private_random(seed: int) -> Iterator[torch.Generator]:
+    """Draw on the CPU from ``seed`` without touching the user's random stream.
+
+    Modules initialised inside follow the seed as well.
+    """
+    with torch.random.fork_rng(devices=[]):
+        yield torch.default_generator.manual_seed(seed)
+
+
+def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Parameters as the module's own ``reset_parameters`` would draw them, on the CPU.
+
+    Raises:
+        CannotTreat: The module has no ``reset_parameters``.
+    """
+    clone = copy.copy(module)
+    clone._parameters = {
+        name: None if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype))
+        for name, p in module._parameters.items()
+    }
+    reset = getattr(clone, "reset_parameters", None)
+    if reset is None:
+        raise CannotTreat(f"{type(module).__name__} has no reset_parameters to start afresh with")
+    with private_random(seed), torch.no_grad():
+        reset()
+    return {name: p.detach() for name, p in clone._parameters.items() if p is not None}

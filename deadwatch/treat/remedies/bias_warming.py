@@ -1,0 +1,154 @@
+"""Bias warming: a temporary positive γ on the biases of dead units, later annealed to zero."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deadwatch.errors import ConfigError
+from deadwatch.records import Floats, Ints
+from deadwatch.treat.optim import Restart
+from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, require_number, silence
+from deadwatch.treat.surgery import Edit, Surgery
+
+
+@dataclass(frozen=True)
+class BiasWarming(Remedy):
+    """Lifts dead units into their gate for a while.
+
+    γ is added to the bias (to the norm's β when a norm stands between), held for ``hold`` steps
+    while the unit learns, then annealed linearly to zero over ``anneal`` steps. What was really
+    added is tracked to the last bit, so that what is removed is what was added.
+
+    Attributes:
+        gamma: ``"auto"`` for a γ per unit from its own pre-activation statistics, such that
+            ``open_share`` of the samples open the gate; or one number for all.
+        hold: Training steps at full γ.
+        anneal: Training steps over which γ returns to zero.
+        open_share: Share of samples that ``"auto"`` lets through, taking z as normal.
+        quiet: True to insist that the function does not change at the treatment; None where all
+            readers are known and some unit of the layer lives; False for the textbook form.
+
+    Raises:
+        ConfigError: An argument is out of its range.
+    """
+
+    gamma: float | Literal["auto"] = "auto"
+    hold: int = 50
+    anneal: int = 200
+    open_share: float = 0.25
+    quiet: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.gamma != "auto":
+            require_number("gamma", self.gamma, 0, 'or "auto" for one per unit')
+        require_number("hold", self.hold, 0, "training steps at full strength")
+        require_number("anneal", self.anneal, 1, "training steps until it is gone")
+        if not 0 < self.open_share < 1:
+            raise ConfigError(
+                f"open_share is {self.open_share!r}; expected a share above 0 and below 1, "
+                "such as 0.25 to open the gate on a quarter of the samples"
+            )
+
+    def plan(self, case: Case) -> Plan:
+        """Plan γ for every unit that lies below its gate."""
+        bias = self._bias(case)
+        case.require_trainable(bias)
+        gammas = self._gammas(case)
+        below = gammas > 0
+        if not below.any():
+            raise CannotTreat("its dead units lie above their gate: a positive bias cannot help")
+        units = case.units[below]
+        case = _only(case, units)
+        edits, restarts, quiet = silence(case, self._quiet(case))
+        warm = _add(case.surgery.rows(bias, units), gammas[below])
+        course = Warming(bias, units, case.surgery.rows(bias, units), warm, self.hold, self.anneal)
+        return Plan(
+            self.name,
+            units,
+            edits=(*edits, Edit(bias, 0, units, warm)),
+            restarts=(*restarts, Restart(bias, 0, units, case.live)),
+            course=course,
+            quiet=quiet,
+            note=f"γ {gammas[below].min():.3g} to {gammas[below].max():.3g} on {bias}",
+            left_out="" if below.all() else "some units lie above their gate",
+        )
+
+    def _bias(self, case: Case) -> str:
+        wire = (*case.norms()[-1:], case.producer())[0]
+        if wire.bias is None:
+            raise CannotTreat(f"{wire.module or wire.kind} has no bias to warm")
+        return wire.bias
+
+    def _quiet(self, case: Case) -> bool | None:
+        if len(case.live) or self.quiet is False:
+            return self.quiet
+        if self.quiet:
+            raise CannotTreat("the whole layer is dead: warmed quietly, nothing would pass on")
+        return False
+
+    def _gammas(self, case: Case) -> Floats:
+        report, units = case.report, case.units
+        gate = report.site.gate
+        entry = gate.low if gate.inside else gate.high
+        mean, std = report.mean[units], report.std[units]
+        if not np.isfinite(mean + std).all():
+            raise CannotTreat("the mean and spread of its pre-activations are not known")
+        if self.gamma != "auto":
+            return np.where(mean < entry, float(self.gamma), 0.0)
+        # A unit with a constant input has no spread; a hundredth of its depth stands in.
+        spread = np.maximum(std, 1e-2 * (np.abs(mean) + 1e-2))
+        quantile = mean + spread * NormalDist().inv_cdf(1 - self.open_share)
+        top = report.max[units] - 0.1 * spread
+        return np.where(mean < entry, entry - np.minimum(quantile, top), 0.0)
+
+
+class Warming:
+    """The schedule of one warming: how much of γ is still held, and by which rows."""
+
+    def __init__(
+        self, bias: str, rows: Ints, own: Tensor, warm: Tensor, hold: int, anneal: int
+    ) -> None:
+        self.bias = bias
+        self.rows = rows
+        self._added = _exact(warm) - _exact(own)
+        self._owed = self._added.clone()
+        self._hold = hold
+        self._anneal = anneal
+        self._steps = 0
+
+    @property
+    def held(self) -> float:
+        """Largest γ that is still in a bias."""
+        return float(self._owed.abs().max())
+
+    def step(self, surgery: Surgery) -> bool:
+        """Advance one step; take out what the schedule no longer allows."""
+        self._steps += 1
+        left = max(0.0, 1 - max(0, self._steps - self._hold) / self._anneal)
+        if left < 1:
+            now = surgery.rows(self.bias, self.rows)
+            lower = (_exact(now) - (self._owed - self._added * left)).to(now.dtype)
+            surgery.put(Edit(self.bias, 0, self.rows, lower))
+            # Rounding may take out a little more or less: owe the difference, exactly.
+            self._owed -= _exact(now) - _exact(lower)
+        return left == 0
+
+
+def _add(own: Tensor, gammas: Floats) -> Tensor:
+    added = torch.as_tensor(gammas, device=own.device).to(_exact(own).dtype)
+    return (_exact(own) + added).to(own.dtype)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """A dtype in which sums of biases of this dtype are exact, where the device has it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _only(case: Case, units: Ints) -> Case:
+    return Case(case.report, units, case.calls, case.surgery, case.optimizers, case.seed)

@@ -1,0 +1,92 @@
+"""Thermal kick: a random perturbation of the weights and biases that feed dead units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deadwatch.records import Ints
+from deadwatch.treat.optim import Restart
+from deadwatch.treat.remedies.base import (
+    Case,
+    Plan,
+    Remedy,
+    fresh_like,
+    private_random,
+    require_number,
+    require_separable,
+    silence,
+)
+from deadwatch.treat.surgery import Edit
+
+
+@dataclass(frozen=True)
+class ThermalKick(Remedy):
+    """Adds normal noise to the incoming weights and biases of dead units.
+
+    The noise is ``scale`` times the standard deviation of the same parameter over the live units,
+    or over the module's own initialisation where no unit lives or the live ones do not differ.
+    With a norm in between, its shift is kicked too, by ``scale`` times the mean size of its scale.
+
+    Attributes:
+        scale: Size of the kick in live standard deviations; below 0.3 nothing happens.
+        quiet: As for `BiasWarming`; for None, where all readers are known.
+
+    Raises:
+        ConfigError: ``scale`` is negative or not a number.
+    """
+
+    scale: float = 1.0
+    quiet: bool | None = None
+
+    def __post_init__(self) -> None:
+        require_number("scale", self.scale, 0, "standard deviations of the live units' parameters")
+
+    def plan(self, case: Case) -> Plan:
+        """Plan a kick for every unit of the case."""
+        producer = case.producer()
+        require_separable(case)
+        edits, restarts, quiet = silence(case, self.quiet)
+        names = [name for name in (producer.weight, producer.bias) if name]
+        spreads = {name: self._spread(case, name) for name in names}
+        for norm in case.norms():
+            if norm.bias is not None:
+                spreads[norm.bias] = _norm_spread(case, norm.weight)
+        case.require_trainable(*spreads)
+        with private_random(case.seed) as generator:
+            kicks = [_kick(case, name, self.scale * s, generator) for name, s in spreads.items()]
+        rows = [Restart(name, 0, case.units, case.live) for name in spreads]
+        sizes = ", ".join(f"{name} ±{self.scale * s:.3g}" for name, s in spreads.items())
+        return Plan(
+            self.name,
+            case.units,
+            edits=(*edits, *kicks),
+            restarts=(*restarts, *rows),
+            quiet=quiet,
+            note=sizes,
+        )
+
+    def _spread(self, case: Case, name: str) -> float:
+        live = case.surgery.rows(name, case.live)
+        spread = float(live.float().std(correction=0)) if live.numel() else 0.0
+        if spread > 0:
+            return spread
+        fresh = fresh_like(case.surgery.module(case.producer().module), case.seed)
+        return float(fresh[name.rpartition(".")[2]].float().std(correction=0))
+
+
+def _norm_spread(case: Case, weight: str | None) -> float:
+    """The live units' pre-activation spread after a norm: the size of the norm's scale."""
+    if weight is None or not len(case.live):
+        return 1.0
+    return float(case.surgery.rows(weight, case.live).float().abs().mean())
+
+
+def _kick(case: Case, name: str, size: float, generator: torch.Generator) -> Edit:
+    old: Tensor = case.surgery.rows(name, case.units)
+    noise = torch.randn(old.shape, generator=generator) * size
+    index: Ints = np.asarray(case.units)
+    return Edit(name, 0, index, old.float() + noise.to(old.device))

@@ -1,0 +1,78 @@
+"""The only file that writes parameters or replaces modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from deadwatch.records import Change, Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """New values for the slices ``index`` along ``axis`` of one parameter or buffer."""
+
+    tensor: str
+    axis: int
+    index: Ints
+    value: Tensor
+
+
+class Surgery:
+    """Reads and writes the tensors of a model by name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def tensor(self, name: str) -> Tensor:
+        """A parameter or buffer by its dotted name."""
+        path, _, leaf = name.rpartition(".")
+        found = getattr(self._model.get_submodule(path), leaf)
+        assert isinstance(found, Tensor)
+        return found
+
+    def module(self, path: str) -> nn.Module:
+        """A module by its path."""
+        return self._model.get_submodule(path)
+
+    def rows(self, name: str, index: Ints, axis: int = 0) -> Tensor:
+        """A copy of the slices ``index`` along ``axis``."""
+        tensor = self.tensor(name).detach()
+        return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+
+    def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
+        """Write all edits, in order, and return what changed."""
+        return tuple(self._record(edit) for edit in edits)
+
+    def _record(self, edit: Edit) -> Change:
+        before = self.rows(edit.tensor, edit.index, edit.axis)
+        self.put(edit)
+        after = self.rows(edit.tensor, edit.index, edit.axis)
+        return Change(edit.tensor, edit.axis, edit.index, _host(before), _host(after))
+
+    @torch.no_grad()
+    def put(self, edit: Edit) -> None:
+        """Write one edit without a record, and without waiting for the device."""
+        tensor = self.tensor(edit.tensor)
+        index = torch.as_tensor(edit.index, device=tensor.device)
+        tensor.index_copy_(edit.axis, index, edit.value.to(tensor))
+
+    def replace(self, path: str, module: nn.Module) -> None:
+        """Put ``module`` wherever the module at ``path`` stands in the model."""
+        old = self._model.get_submodule(path)
+        for parent in list(self._model.modules()):
+            for name, child in list(parent._modules.items()):
+                if child is old:
+                    setattr(parent, name, module)
+
+
+def _host(tensor: Tensor) -> npt.NDArray[np.generic]:
+    # NumPy has no bfloat16; float32 holds every bfloat16 and float16 exactly.
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+    host: npt.NDArray[np.generic] = wide.cpu().numpy()
+    return host

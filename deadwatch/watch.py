@@ -1,0 +1,274 @@
+"""The pipeline: observe, judge, treat. The only place that knows every stage."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+from torch import nn
+from torch.optim import Optimizer
+
+from deadwatch.errors import (
+    ConfigError,
+    MissingStepWarning,
+    UnfinishedCourseWarning,
+    UnseenSiteWarning,
+)
+from deadwatch.judge.rules import Rules, judge
+from deadwatch.observe.reduce import common_seed, reduce
+from deadwatch.observe.sites import Selection
+from deadwatch.observe.taps import Taps
+from deadwatch.records import Treatment, WindowReport
+from deadwatch.treat.clinic import Clinic
+from deadwatch.treat.ledger import Ledger
+from deadwatch.treat.optim import OptimizerState
+from deadwatch.treat.policy import Policy, resolve
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a `Watch` that do not depend on the model, checked."""
+
+    policy: Policy | str | None = None
+    rules: Rules | None = None
+    include: Sequence[str] | str | None = None
+    exclude: Sequence[str] | str | None = None
+    unit_dim: Mapping[str, int] | None = None
+    stats_every_n_steps: int = 10
+
+    def __post_init__(self) -> None:
+        resolve(self.policy)
+        if not isinstance(self.stats_every_n_steps, int) or self.stats_every_n_steps < 1:
+            raise ConfigError(
+                f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
+                "(every step) or more"
+            )
+
+    @property
+    def treats(self) -> bool:
+        """Whether the policy does more than watch."""
+        return resolve(self.policy) is not None
+
+    def selection(self) -> Selection:
+        """Which activations to watch."""
+        return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
+
+
+class Watch:
+    """Watches the activations of a model while it trains, and treats dead units if asked to.
+
+    Args:
+        model: The model. Watching alone never changes it, nor its losses, by a single bit.
+        optimizer: The optimizer or optimizers that train it; needed to treat.
+        policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"ladder"``), or
+            None to only watch.
+        rules: Thresholds of the verdict.
+        include: Patterns (as in `fnmatch`) of the activation modules to watch; None for all.
+        exclude: Patterns of activation modules to leave out.
+        unit_dim: Unit axis by pattern, where it should not be found from the data.
+        stats_every_n_steps: Pre-activation statistics are taken on every n-th step of a window,
+            beginning with its first. Death is judged on every step regardless.
+
+    Raises:
+        ConfigError: An argument is wrong; the message says what was expected.
+
+    Example:
+        >>> watch = Watch(model, optimizer=optimizer, policy="ladder")
+        >>> with watch:
+        ...     for epoch in range(20):
+        ...         for x, y in loader:
+        ...             loss_function(model(x), y).backward()
+        ...             optimizer.step()
+        ...             optimizer.zero_grad()
+        ...             watch.step()
+        ...         report = watch.close_window()
+        ...         print(report.dead_ratio)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: Optimizer | Iterable[Optimizer] | None = None,
+        policy: Policy | str | None = None,
+        rules: Rules | None = None,
+        include: Sequence[str] | str | None = None,
+        exclude: Sequence[str] | str | None = None,
+        unit_dim: Mapping[str, int] | None = None,
+        stats_every_n_steps: int = 10,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"model is {type(model).__name__!r}; expected a torch.nn.Module to watch"
+            )
+        settings = Settings(policy, rules, include, exclude, unit_dim, stats_every_n_steps)
+        self._policy = resolve(policy)
+        optimizers = _optimizers(optimizer)
+        _check_ownership(model, optimizers, self._policy, policy)
+        self._rules = rules or Rules()
+        self._taps = Taps(model, settings.selection(), stats_every_n_steps)
+        self._model = model
+        self._optimizers = OptimizerState(optimizers)
+        self._clinic: Clinic | None = None
+        self._step_at_window = 0
+
+    # ── attaching ───────────────────────────────────────────────────────────────────────
+
+    def attach(self) -> Watch:
+        """Put hooks on the model; does nothing if they are on."""
+        if self._policy is not None and self._clinic is None:
+            self._clinic = Clinic(self._policy, self._model, self._optimizers, common_seed())
+        self._taps.attach()
+        return self
+
+    def detach(self) -> None:
+        """Take every hook off the model; does nothing if none is on."""
+        attached, clinic = self._taps.attached, self._clinic
+        self._taps.detach()
+        if attached and clinic is not None and clinic.in_course:
+            warnings.warn(
+                f"watching ended while {clinic.in_course} units were being warmed: up to "
+                f"{clinic.held:.3g} of what was added is still in their biases. End training with "
+                "a shorter hold and anneal, or treat earlier.",
+                UnfinishedCourseWarning,
+                stacklevel=2,
+            )
+
+    def __enter__(self) -> Watch:
+        return self.attach()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    # ── while training ──────────────────────────────────────────────────────────────────
+
+    def step(self) -> None:
+        """Count a training step and advance scheduled remedies; call it after the optimizer's."""
+        self._taps.step()
+        if self._clinic is not None:
+            self._clinic.step()
+
+    def pause(self) -> None:
+        """Count no forward until `resume`."""
+        self._taps.pause()
+
+    def resume(self) -> None:
+        """Count forwards again."""
+        self._taps.resume()
+
+    @property
+    def steps(self) -> int:
+        """Training steps so far."""
+        return self._taps.steps
+
+    @property
+    def ledger(self) -> Ledger:
+        """Every treatment so far, and what came of it; iterable."""
+        return self._clinic.ledger if self._clinic is not None else Ledger()
+
+    def peek(self) -> WindowReport:
+        """Judge the window so far, without closing it."""
+        return judge(reduce(self._taps.read()), self._rules)
+
+    def close_window(self, *, treat: bool = True) -> WindowReport:
+        """Judge the window, treat what is due, and begin the next.
+
+        Args:
+            treat: False to leave the treatments to a later call of `treat`.
+        """
+        snapshot = reduce(self._taps.read())
+        self._taps.restart({site.site.name: site.age for site in snapshot.sites})
+        verdict = judge(snapshot, self._rules)
+        _warn_unseen(verdict)
+        if self._clinic is None:
+            return verdict
+        self._warn_missing_step()
+        self._clinic.consider(verdict)
+        return self.treat(verdict) if treat else verdict
+
+    def treat(self, verdict: WindowReport) -> WindowReport:
+        """Apply the treatments that the last window called for.
+
+        Call it between an optimizer step and the next forward: parameters change in place.
+
+        Returns:
+            The verdict, with what was done and what could not be.
+        """
+        if self._clinic is None:
+            return verdict
+        treatments, refusals = self._clinic.treat(self.steps)
+        self._after(treatments)
+        return replace(verdict, treatments=treatments, refusals=refusals)
+
+    def _after(self, treatments: tuple[Treatment, ...]) -> None:
+        for treatment in treatments:
+            self._taps.forget(treatment.site, treatment.units)
+        if treatments:
+            self._taps.retap()
+
+    def _warn_missing_step(self) -> None:
+        assert self._clinic is not None
+        if self._clinic.in_course and self._taps.steps_reported == self._step_at_window:
+            warnings.warn(
+                "a remedy is being annealed, but watch.step() was not called in this window; call "
+                "it after every optimizer.step()",
+                MissingStepWarning,
+                stacklevel=3,
+            )
+        self._step_at_window = self._taps.steps_reported
+
+
+def _optimizers(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
+    if given is None:
+        return ()
+    found = (given,) if isinstance(given, Optimizer) else tuple(given)
+    for one in found:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(
+                f"optimizer is or holds a {type(one).__name__!r}; expected a torch.optim.Optimizer, "
+                "or several in a list"
+            )
+    return found
+
+
+def _check_ownership(
+    model: nn.Module,
+    optimizers: tuple[Optimizer, ...],
+    policy: Policy | None,
+    given: Policy | str | None,
+) -> None:
+    if policy is not None and not optimizers:
+        raise ConfigError(
+            f"policy {given!r} treats units, and their optimizer state has to follow: pass "
+            "optimizer=..., or policy='watch' to only watch"
+        )
+    mine = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        owned = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(parameter) in mine for parameter in owned):
+            raise ConfigError(
+                f"the {type(optimizer).__name__} given as optimizer updates no parameter of the "
+                "model; pass the one that was built from model.parameters()"
+            )
+
+
+def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:
+    return (given,) if isinstance(given, str) else given
+
+
+def _warn_unseen(verdict: WindowReport) -> None:
+    unseen = [name for name, site in verdict.sites.items() if not site.samples]
+    if unseen:
+        warnings.warn(
+            f"not seen in window {verdict.window.index}: {', '.join(unseen)}. Nothing is known of "
+            "these activations: they did not run in a counted forward.",
+            UnseenSiteWarning,
+            stacklevel=3,
+        )
