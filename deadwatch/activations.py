@@ -73,5 +73,5 @@ def _out_of_place(module: nn.Module) -> nn.Module:
     clone = copy.deepcopy(module)
     for part in clone.modules():
         if hasattr(part, "inplace"):
-            part.inplace = False
+            setattr(part, "inplace", False)  # noqa: B010 - not every activation has it
     return clone

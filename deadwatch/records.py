@@ -111,7 +111,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Window:
-    """The stretch of training a report speaks of: steps ``first_step`` to ``last_step``, inclusive."""
+    """The stretch of training a report speaks of; both steps are included."""
 
     index: int
     first_step: int
@@ -246,7 +246,8 @@ class SiteReport:
     @property
     def dead(self) -> Bools:
         """Which units are dead (C,)."""
-        return self.state == State.DEAD
+        dead: Bools = self.state == State.DEAD
+        return dead
 
     @property
     def judged(self) -> int:

@@ -232,8 +232,8 @@ def _optimizers(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimize
     for one in found:
         if not isinstance(one, Optimizer):
             raise ConfigError(
-                f"optimizer is or holds a {type(one).__name__!r}; expected a torch.optim.Optimizer, "
-                "or several in a list"
+                f"optimizer is or holds a {type(one).__name__!r}; expected a "
+                "torch.optim.Optimizer, or several in a list"
             )
     return found
 

@@ -9,8 +9,9 @@ A unit's gate is open for a sample when the activation passes gradient there. Th
 - *rare*: open on fewer than ``rare_below`` of the elements. Alive.
 - *alive*: otherwise.
 
-Not claimed: that a dead unit does harm, or that an alive one does good. Sparsity (closed gates over
-all elements) and dormancy (low output relative to the layer) are measured beside it, never mixed in.
+Not claimed: that a dead unit does harm, or that an alive one does good. Sparsity (closed gates
+over all elements) and dormancy (low output relative to the layer) are measured beside it, never
+mixed in.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _states(snap: SiteSnapshot, open_fraction: Floats, rules: Rules) -> Ints:
 
 
 def _dormancy(mean_abs: Floats) -> Floats:
-    """ReDo's score: s_i = E|h_i| / mean_k E|h_k| (Sokar et al. 2023, eq. 1); 0 in a silent layer."""
+    """ReDo's score s_i = E|h_i| / mean_k E|h_k| (Sokar et al. 2023); 0 in a silent layer."""
     if np.isnan(mean_abs).all():
         return mean_abs
     layer = np.nanmean(mean_abs)

@@ -47,7 +47,6 @@ EXACT: dict[type[nn.Module], Callable[[Any], Gate]] = {
     nn.RReLU: lambda m: _leaky(min(abs(m.lower), abs(m.upper))),
     nn.PReLU: lambda m: _OPEN,
     UnitPReLU: lambda m: _OPEN,
-    SwappedActivation: lambda m: gate_of(m.original),  # see `swapped_units` for the others
     # GLU is a·σ(b); its gate is where a receives gradient: σ(b) > ε.
     nn.GLU: lambda m: Gate(math.log(EPSILON / (1 - EPSILON)), _INF, flat=False),
 }
@@ -70,6 +69,8 @@ SMOOTH: tuple[type[nn.Module], ...] = (
 
 def gate_of(module: nn.Module) -> Gate | None:
     """The gate of an activation module, or None if the module is not a known activation."""
+    if isinstance(module, SwappedActivation):
+        return gate_of(module.original)  # see `swapped_units` for the units that differ
     for kind in type(module).__mro__:
         if kind in EXACT:
             return _rounded(EXACT[kind](module))
@@ -81,7 +82,8 @@ def swapped_units(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     if not isinstance(module, SwappedActivation):
         return None
     old, new = gate_of(module.original), gate_of(module.replacement)
-    assert old is not None and new is not None
+    assert old is not None
+    assert new is not None
     mask = module.deadwatch_mask
     low = torch.where(mask, new.low, old.low)
     return low, torch.where(mask, new.flat, old.flat)
@@ -100,7 +102,7 @@ def measure(module: nn.Module) -> Gate:
     """
     function = copy.deepcopy(module)
     if hasattr(function, "inplace"):
-        function.inplace = False
+        setattr(function, "inplace", False)  # noqa: B010 - not every activation has it
     grid = torch.linspace(-64, 64, 12801, dtype=torch.float64)
     slope = _derivative(function, grid)
     is_open = slope > EPSILON

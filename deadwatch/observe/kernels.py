@@ -133,7 +133,7 @@ def _chunks(z: Tensor, dim: int) -> Iterator[Tensor]:
     """Slices of z of about `CHUNK` elements, in float32 or wider."""
     along = max(_others(z, dim), key=lambda d: z.shape[d])
     rows = max(1, CHUNK * z.shape[along] // max(1, z.numel()))
-    for part in z.split(rows, along):
+    for part in torch.split(z, rows, along):
         yield _wide(part)
 
 

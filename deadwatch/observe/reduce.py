@@ -25,7 +25,7 @@ _MINIMA = tuple(name for name, stat in STATISTICS.items() if stat.merge == "min"
 
 def reduce(snapshot: Snapshot) -> Snapshot:
     """Merge the snapshots of all ranks, and bring the ages to the end of the window."""
-    sites = snapshot.sites
+    sites = list(snapshot.sites)
     if _world() > 1:
         sites = _merged(_aligned(sites))
     return replace(snapshot, sites=tuple(_aged(site) for site in sites))
@@ -55,7 +55,7 @@ def _aged(site: SiteSnapshot) -> SiteSnapshot:
     return replace(site, age=np.where(site.data["opened"], 0, site.age + site.samples))
 
 
-def _aligned(sites: tuple[SiteSnapshot, ...]) -> list[SiteSnapshot]:
+def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
     """This rank's snapshots in an order common to all ranks, empty where this rank has none."""
     mine = {site.site.name: site for site in sites}
     blank = [replace(site, samples=0, data={}) for site in sites]

@@ -16,6 +16,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
@@ -97,6 +98,7 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._frame: _Frame | None = None
         self._tracer: Tracer | None = None
+        self._modes = ExitStack()
         self._traced: set[nn.Module] = set()
         self._ran: list[SiteState] = []
         self._tick = 0
@@ -216,7 +218,7 @@ class Taps:
             if self._frame.counted and module not in self._traced:
                 self._traced.add(module)
                 self._tracer = Tracer(self._model.named_parameters())
-                self._tracer.__enter__()
+                self._modes.enter_context(self._tracer)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         frame = self._frame
@@ -247,7 +249,7 @@ class Taps:
     def _drop_trace(self) -> None:
         if self._tracer is not None:
             self._tracer.paused += 1  # harmless, should another mode have been left above it
-            self._tracer.__exit__(None, None, None)
+            self._modes.close()
             self._tracer = None
 
     # ── one activation call ─────────────────────────────────────────────────────────────

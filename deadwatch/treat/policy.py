@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deadwatch.errors import ConfigError
-from deadwatch.treat.remedies import BiasWarming, Recycle, ThermalKick
+from deadwatch.treat.remedies import BiasWarming, Recycle
 from deadwatch.treat.remedies.base import Remedy, require_number
 
 
@@ -52,8 +52,10 @@ class Policy:
 
 PRESETS: dict[str, Policy | None] = {
     "watch": None,
-    "gentle": Policy(BiasWarming(quiet=True), when=0.3, patience=2, cooldown=2),
-    "ladder": Policy((BiasWarming(quiet=True), ThermalKick(quiet=True), Recycle())),
+    # Only layers that are badly hit, and only when it lasts.
+    "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2),
+    # Shallow deaths are warmed and deep ones recycled; what dies again is recycled.
+    "ladder": Policy((BiasWarming(hold=0, anneal=100, deepest=1, quiet=True), Recycle())),
 }
 """Policies by name; every remedy in them is quiet."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -31,6 +32,9 @@ class BiasWarming(Remedy):
         hold: Training steps at full γ.
         anneal: Training steps over which γ returns to zero.
         open_share: Share of samples that ``"auto"`` lets through, taking z as normal.
+        deepest: Units that need a larger γ than this many standard deviations of the live units'
+            pre-activations are left to another remedy; infinity for none. Measurement has deep
+            deaths recover better by recycling.
         quiet: True to insist that the function does not change at the treatment; None where all
             readers are known and some unit of the layer lives; False for the textbook form.
 
@@ -42,6 +46,7 @@ class BiasWarming(Remedy):
     hold: int = 50
     anneal: int = 200
     open_share: float = 0.25
+    deepest: float = math.inf
     quiet: bool | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +54,11 @@ class BiasWarming(Remedy):
             require_number("gamma", self.gamma, 0, 'or "auto" for one per unit')
         require_number("hold", self.hold, 0, "training steps at full strength")
         require_number("anneal", self.anneal, 1, "training steps until it is gone")
+        if not self.deepest > 0:
+            raise ConfigError(
+                f"deepest is {self.deepest!r}; expected a number above 0 (standard deviations of "
+                "the live units), or infinity for no limit"
+            )
         if not 0 < self.open_share < 1:
             raise ConfigError(
                 f"open_share is {self.open_share!r}; expected a share above 0 and below 1, "
@@ -60,13 +70,19 @@ class BiasWarming(Remedy):
         bias = self._bias(case)
         case.require_trainable(bias)
         gammas = self._gammas(case)
-        below = gammas > 0
-        if not below.any():
-            raise CannotTreat("its dead units lie above their gate: a positive bias cannot help")
-        units = case.units[below]
+        below, shallow = gammas > 0, gammas <= self._limit(case)
+        reasons = {
+            "they lie above their gate, where a positive bias cannot help": below,
+            f"they lie deeper than {self.deepest:g} standard deviations of live units": shallow,
+        }
+        left_out = " or ".join(why for why, fits in reasons.items() if not fits.all())
+        fits = below & shallow
+        if not fits.any():
+            raise CannotTreat(left_out)
+        units, gammas = case.units[fits], gammas[fits]
         case = _only(case, units)
         edits, restarts, quiet = silence(case, self._quiet(case))
-        warm = _add(case.surgery.rows(bias, units), gammas[below])
+        warm = _add(case.surgery.rows(bias, units), gammas)
         course = Warming(bias, units, case.surgery.rows(bias, units), warm, self.hold, self.anneal)
         return Plan(
             self.name,
@@ -75,8 +91,8 @@ class BiasWarming(Remedy):
             restarts=(*restarts, Restart(bias, 0, units, case.live)),
             course=course,
             quiet=quiet,
-            note=f"γ {gammas[below].min():.3g} to {gammas[below].max():.3g} on {bias}",
-            left_out="" if below.all() else "some units lie above their gate",
+            note=f"γ {gammas.min():.3g} to {gammas.max():.3g} on {bias}",
+            left_out=left_out,
         )
 
     def _bias(self, case: Case) -> str:
@@ -91,6 +107,13 @@ class BiasWarming(Remedy):
         if self.quiet:
             raise CannotTreat("the whole layer is dead: warmed quietly, nothing would pass on")
         return False
+
+    def _limit(self, case: Case) -> float:
+        spreads = case.report.std[case.live]
+        spreads = spreads[np.isfinite(spreads)]
+        if self.deepest == math.inf:
+            return math.inf
+        return self.deepest * float(np.median(spreads)) if len(spreads) else 0.0
 
     def _gammas(self, case: Case) -> Floats:
         report, units = case.report, case.units

@@ -36,7 +36,9 @@ class Recycle(Remedy):
         case.require_trainable(producer.weight, producer.bias)
         edits, restarts, _ = silence(case, quiet=True)
         fresh = fresh_like(case.surgery.module(producer.module), case.seed)
-        rows = [_row(case, name, fresh[name.rpartition(".")[2]]) for name in _names(producer)]
+        rows: list[tuple[Edit, Restart | None]] = [
+            _row(case, name, fresh[name.rpartition(".")[2]]) for name in _names(producer)
+        ]
         for norm in case.norms():
             rows += _fresh_norm(case, norm)
         return Plan(
