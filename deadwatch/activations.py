@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +30,23 @@ class SwappedActivation(nn.Module):
     ) -> None:
         super().__init__()
         # Both functions read the same input, so neither may overwrite it.
-        self.original = _out_of_place(original)
+        self.original = pure_copy(original)
         self.replacement = replacement
         self.unit_dim = unit_dim
         self.register_buffer("deadwatch_mask", mask.clone())
+        for name in HOOKS:
+            # The same object, so that handles which the user holds still remove their hooks.
+            setattr(self, name, getattr(original, name))
         self.train(original.training)
+
+    def extended(self, mask: Tensor) -> SwappedActivation:
+        """The same swap with further units in the mask."""
+        wider = SwappedActivation(
+            self.original, self.replacement, self.deadwatch_mask | mask, self.unit_dim
+        )
+        for name in HOOKS:
+            setattr(wider, name, getattr(self, name))
+        return wider
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the replacement where the mask is set, the original elsewhere; same shape."""
@@ -69,8 +82,19 @@ class UnitPReLU(nn.Module):
         return torch.where(input > 0, input, self.weight.view(shape) * input)
 
 
-def _out_of_place(module: nn.Module) -> nn.Module:
+HOOKS = (
+    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),
+    *("_backward_hooks", "_backward_pre_hooks"),
+)
+"""Where a module keeps its hooks. A swap takes those of the module whose place it takes."""
+
+
+def pure_copy(module: nn.Module) -> nn.Module:
+    """A copy of an activation that overwrites no input and runs no hooks."""
     clone = copy.deepcopy(module)
+    for name in HOOKS:
+        setattr(clone, name, OrderedDict())
     for part in clone.modules():
         if hasattr(part, "inplace"):
             setattr(part, "inplace", False)  # noqa: B010 - not every activation has it

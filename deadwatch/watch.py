@@ -20,7 +20,7 @@ from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.reduce import common_seed, reduce
 from deadwatch.observe.sites import Selection
 from deadwatch.observe.taps import Taps
-from deadwatch.records import Treatment, WindowReport
+from deadwatch.records import WindowReport
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.optim import OptimizerState
@@ -203,15 +203,14 @@ class Watch:
         """
         if self._clinic is None:
             return verdict
+        attached = self._taps.attached
+        self._taps.detach()  # nothing of ours is on the model while it is operated on
         treatments, refusals = self._clinic.treat(self.steps)
-        self._after(treatments)
-        return replace(verdict, treatments=treatments, refusals=refusals)
-
-    def _after(self, treatments: tuple[Treatment, ...]) -> None:
+        if attached:
+            self._taps.attach()
         for treatment in treatments:
             self._taps.forget(treatment.site, treatment.units)
-        if treatments:
-            self._taps.retap()
+        return replace(verdict, treatments=treatments, refusals=refusals)
 
     def _warn_missing_step(self) -> None:
         assert self._clinic is not None

@@ -7,7 +7,6 @@ activations have exact rows in `EXACT`; smooth ones are measured by autograd.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deadwatch.activations import SwappedActivation, UnitPReLU
+from deadwatch.activations import SwappedActivation, UnitPReLU, pure_copy
 from deadwatch.records import Gate
 
 EPSILON = 1e-3
@@ -100,9 +99,17 @@ def measure(module: nn.Module) -> Gate:
         close it. If the gate is open towards both ends and closed between, the outside of the
         closed band.
     """
-    function = copy.deepcopy(module)
-    if hasattr(function, "inplace"):
-        setattr(function, "inplace", False)  # noqa: B010 - not every activation has it
+    key = type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, _SCALARS))
+    if key not in _MEASURED:
+        _MEASURED[key] = _measure(pure_copy(module))
+    return _MEASURED[key]
+
+
+_SCALARS = (bool, int, float, str)
+_MEASURED: dict[tuple[Any, ...], Gate] = {}
+
+
+def _measure(function: nn.Module) -> Gate:
     grid = torch.linspace(-64, 64, 12801, dtype=torch.float64)
     slope = _derivative(function, grid)
     is_open = slope > EPSILON

@@ -130,7 +130,12 @@ class Taps:
             pre = container.register_forward_pre_hook(_Hook(self._enter), prepend=True)
             post = container.register_forward_hook(_Hook(self._leave), always_call=True)
             self._handles += [pre, post]
-        for tap in self._taps.values():
+        for candidate in self._selection.candidates(self._model):
+            tap = self._taps[candidate.path]
+            if tap.candidate.module is not candidate.module:  # a swap took its place
+                tap.candidate = candidate
+                for state in tap.sites:
+                    state.adopt(candidate)
             self._register(tap)
 
     def detach(self) -> None:
@@ -140,19 +145,6 @@ class Taps:
         _remove(self._handles)
         for tap in self._taps.values():
             _remove(tap.handles)
-
-    def retap(self) -> None:
-        """Move hooks to the activation modules that now stand at the watched paths."""
-        for candidate in self._selection.candidates(self._model):
-            tap = self._taps[candidate.path]
-            if tap.candidate.module is candidate.module:
-                continue
-            _remove(tap.handles)
-            tap.candidate = candidate
-            for state in tap.sites:
-                state.adopt(candidate)
-            if self.attached:
-                self._register(tap)
 
     def _containers(self) -> Iterator[nn.Module]:
         """Modules through which a frame can be entered: all that hold a watched activation."""
@@ -216,7 +208,6 @@ class Taps:
             # 0 is this function, 1 the hook object, 2 the module call that ran it.
             self._frame = _Frame(module, sys._getframe(2), self._counts(module))
             if self._frame.counted and module not in self._traced:
-                self._traced.add(module)
                 self._tracer = Tracer(self._model.named_parameters())
                 self._modes.enter_context(self._tracer)
 
@@ -236,11 +227,10 @@ class Taps:
         return self.enabled and module.training and torch.is_grad_enabled() and not recomputing
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
-        if self._tracer is None:
+        # The hook also runs when the forward raised; then the next frame is traced.
+        if self._tracer is None or sys.exc_info()[0] is not None:
             return
-        if sys.exc_info()[0] is not None:  # the hook also runs when the forward raised
-            self._traced.discard(module)
-            return
+        self._traced.add(module)
         self._tracer.returned(output)
         for state in self._ran:
             if self._tracer.saw(state.site.name):

@@ -103,7 +103,7 @@ class Swap(Remedy):
         if isinstance(old, SwappedActivation):
             if type(new) is not type(old.replacement):
                 raise CannotTreat(f"it was swapped to {type(old.replacement).__name__} before")
-            return SwappedActivation(old.original, old.replacement, old.deadwatch_mask | mask, dim)
+            return old.extended(mask)
         return SwappedActivation(old, new, mask, dim)
 
 

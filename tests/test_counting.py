@@ -1,0 +1,377 @@
+"""What counts, what does not, and what is left behind: nothing."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from deadwatch import DeadwatchWarning, Rules, State, Watch
+from deadwatch.errors import (
+    AmbiguousUnitDimWarning,
+    NoSiteWarning,
+    SiteDisabledWarning,
+    UnseenSiteWarning,
+)
+from tests.nets import SharedReLU, mlp
+
+X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
+
+
+def hooks_on(model: nn.Module) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
+
+
+def attributes(model: nn.Module) -> list[set[str]]:
+    return [set(vars(module)) for module in model.modules()]
+
+
+def samples(watch: Watch) -> dict[str, int]:
+    return {name: site.samples for name, site in watch.peek().items()}
+
+
+def test_training_forwards_count_and_others_do_not() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        model(X)
+        with torch.no_grad():
+            model(X)
+        model.eval()
+        model(X)
+        model.train()
+        model(X)
+        watch.pause()
+        model(X)
+        watch.resume()
+        assert samples(watch) == {"1": 16, "3": 16}
+
+
+def test_two_root_calls_a_step_are_the_same_sites() -> None:
+    model = SharedReLU()
+    x = torch.randn(2, 3, 4, 4)
+    with Watch(model) as watch:
+        for _ in range(3):
+            model(x)
+            model(x)
+            watch.step()
+        assert samples(watch) == {"relu": 6 * 32, "relu-2": 6 * 32}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_by_checkpointing_counts_once(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Any:
+            return checkpoint(self.body, x, use_reentrant=reentrant)
+
+    model = Checkpointed()
+    with Watch(model) as watch:
+        for _ in range(2):
+            model(X.clone().requires_grad_()).sum().backward()
+            watch.step()
+        assert samples(watch) == {"body.1": 16, "body.3": 16}
+
+
+def test_parts_called_by_the_training_loop_itself() -> None:
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = mlp(), nn.Sequential(nn.Linear(5, 3), nn.Tanh())
+
+    model = Parts()
+    with Watch(model) as watch:
+        for _ in range(2):
+            model.decoder(model.encoder(X))
+            watch.step()
+        assert samples(watch) == {"encoder.1": 16, "encoder.3": 16, "decoder.1": 16}
+
+
+def test_a_shared_activation_called_outside_of_any_module() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        watch.resume()  # the loop reports its steps
+        for _ in range(3):
+            model[1](model[2](model[1](model[0](X))))
+            watch.step()
+        report = watch.peek()
+    assert {name: site.samples for name, site in report.items()} == {"1": 24, "1-2": 24, "3": 0}
+
+
+def test_an_activation_that_is_the_whole_model() -> None:
+    with Watch(nn.ReLU()) as watch:
+        watch._model(X)
+        assert samples(watch) == {"relu": 8}
+
+
+def test_recursion_numbers_its_calls_within_one_forward() -> None:
+    class Recursive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.act = nn.Linear(12, 12), nn.ReLU()
+
+        def forward(self, x: Tensor, depth: int = 2) -> Tensor:
+            h: Tensor = self.act(self.linear(x))
+            return self(h, depth - 1) if depth else h
+
+    model = Recursive()
+    with Watch(model) as watch:
+        model(X)
+        model(X)
+        assert samples(watch) == {"act": 16, "act-2": 16, "act-3": 16}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_in_the_forward_disturbs_nothing_later(error: type[BaseException]) -> None:
+    class Fragile(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fail = SharedReLU(), True
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.body(x)
+            if self.fail:
+                raise error("on purpose")
+            return h
+
+    model = Fragile()
+    before = attributes(model)
+    x = torch.randn(2, 3, 4, 4)
+    watch = Watch(model)
+    with watch:
+        with pytest.raises(error, match="on purpose"):
+            model(x)
+        model.fail = False
+        for _ in range(2):
+            model(x)
+        report = watch.peek()
+        assert list(report) == ["body.relu", "body.relu-2"]
+        assert report["body.relu"].samples == 3 * 32  # the failed forward had run it, too
+        assert report["body.relu"].site.consumers[0].weight == "body.conv2.weight"
+    assert hooks_on(model) == 0
+    assert attributes(model) == before
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_detach_after_an_interrupt_leaves_no_mode_behind() -> None:
+    model = mlp()
+    handle = model[2].register_forward_pre_hook(_interrupt)
+    with pytest.raises(KeyboardInterrupt, match="stop"), Watch(model):
+        model(X)
+    handle.remove()
+    assert hooks_on(model) == 0
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def _interrupt(module: nn.Module, args: Any) -> None:
+    raise KeyboardInterrupt("stop")
+
+
+def test_attach_and_detach_are_idempotent() -> None:
+    model = mlp()
+    watch = Watch(model)
+    watch.attach()
+    once = hooks_on(model)
+    watch.attach()
+    assert hooks_on(model) == once
+    model(X)
+    watch.detach()
+    watch.detach()
+    model(X)
+    assert hooks_on(model) == 0
+    watch.attach()
+    model(X)
+    assert samples(watch)["1"] == 16
+    watch.detach()
+
+
+def test_watching_changes_no_bit_of_outputs_and_gradients() -> None:
+    torch.manual_seed(0)
+    plain = SharedReLU()
+    watched = copy.deepcopy(plain)
+    x = torch.randn(4, 3, 6, 6)
+    with Watch(watched, stats_every_n_steps=1) as watch:
+        for _ in range(3):
+            outputs = [model(x) for model in (plain, watched)]
+            for output in outputs:
+                output.square().sum().backward()
+            watch.step()
+            assert torch.equal(*outputs)
+        watch.close_window()
+    for one, two in zip(plain.parameters(), watched.parameters(), strict=True):
+        assert one.grad is not None
+        assert two.grad is not None
+        assert torch.equal(one.grad, two.grad)
+
+
+def test_the_random_stream_is_not_touched() -> None:
+    model = mlp()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with Watch(model) as watch:
+        model(X)
+        watch.close_window()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_copies_and_pickles_of_a_watched_model_do_not_feed_it() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        model(X)
+        twin = copy.deepcopy(model)
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        loaded = torch.load(file, weights_only=False)
+        again = pickle.loads(pickle.dumps(model))
+        for copied in (twin, loaded, again):
+            copied(X)
+        assert samples(watch) == {"1": 8, "3": 8}
+        assert set(model.state_dict()) == set(mlp().state_dict())
+
+
+def test_a_failing_hook_gives_up_its_site_and_nothing_else() -> None:
+    model = mlp()
+    with Watch(model, unit_dim={"1": 5}) as watch:
+        with pytest.warns(SiteDisabledWarning, match="observing '1' failed and is switched off"):
+            model(X)
+        model(X)
+        with pytest.warns(UnseenSiteWarning, match="not seen in window 0: 1"):
+            report = watch.close_window()
+    assert report["1"].units == 0
+    assert report["3"].samples == 16
+
+
+def test_units_that_change_their_number_are_refused() -> None:
+    model = nn.Sequential(nn.ReLU())
+    with Watch(model) as watch:
+        model(X)
+        with pytest.warns(SiteDisabledWarning, match="had 12 units on axis -1"):
+            model(X[:, :5])
+        assert samples(watch) == {"0": 8}
+
+
+def test_an_empty_batch_is_no_evidence() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        model(X[:0])
+        with pytest.warns(UnseenSiteWarning, match="not seen in window 0"):
+            report = watch.close_window()
+    assert (report["1"].state == State.UNSEEN).all()
+    assert np.isnan(report["1"].mean).all()
+
+
+def test_what_did_not_run_is_unseen_and_warned_of() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = mlp(), mlp()
+
+        def forward(self, x: Tensor, right: bool = False) -> Any:
+            return self.right(x) if right else self.left(x)
+
+    model = Branches()
+    with Watch(model) as watch:
+        model(X, right=True)
+        with pytest.warns(UnseenSiteWarning, match=r"left\.1, left\.3"):
+            first = watch.close_window()
+        model(X)
+        with pytest.warns(UnseenSiteWarning, match=r"right\.1, right\.3"):
+            second = watch.close_window()
+    assert first["left.1"].units == 0
+    assert np.isnan(first["left.1"].dead_ratio)
+    assert (second["right.1"].state == State.UNSEEN).all()
+    for name in ("mean", "std", "min", "max", "open_fraction", "mean_abs", "nonfinite", "dormancy"):
+        assert np.isnan(getattr(second["right.1"], name)).all(), name
+    assert np.isnan(second["right.1"].sparsity)
+
+
+def test_a_model_without_activations_is_warned_of() -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.warns(NoSiteWarning, match="holds no activation module"), Watch(model) as watch:
+        model(torch.randn(3, 2))
+        report = watch.close_window()
+    assert len(report) == 0
+    assert np.isnan(report.dead_ratio)
+
+
+def test_an_ambiguous_axis_is_reported_and_can_be_settled() -> None:
+    model = nn.Sequential(nn.ReLU())
+    x = torch.randn(4, 6, 9)
+    with Watch(model) as watch:
+        with pytest.warns(AmbiguousUnitDimWarning, match=r"unit_dim=\{'0': axis\}"):
+            model(x)
+        assert watch.peek()["0"].units == 9
+    with Watch(model, unit_dim={"*": 1}) as watch:
+        model(x)
+        assert watch.peek()["0"].units == 6
+
+
+def test_windows_and_their_steps() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        for _ in range(2):
+            for _ in range(3):
+                model(X)
+                watch.step()
+            report = watch.close_window()
+            assert report["1"].samples == 24
+    assert (report.window.index, report.window.first_step, report.window.last_step) == (1, 3, 5)
+
+
+def test_windows_in_a_loop_that_never_reports_its_steps() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        for _ in range(2):
+            for _ in range(3):
+                model(X)
+            report = watch.close_window()
+    assert (report.window.index, report.window.first_step, report.window.last_step) == (1, 3, 5)
+
+
+def test_include_and_exclude() -> None:
+    model = mlp()
+    with Watch(model, include="1") as watch:
+        model(X)
+        assert set(watch.peek()) == {"1"}
+    with Watch(model, exclude=["1"]) as watch:
+        model(X)
+        assert set(watch.peek()) == {"3"}
+
+
+def test_a_model_moved_to_another_dtype_goes_on() -> None:
+    model = mlp()
+    with Watch(model, rules=Rules(min_samples=1)) as watch:
+        model(X)
+        model.bfloat16()(X.bfloat16())
+        assert samples(watch) == {"1": 16, "3": 16}
+
+
+def test_memory_does_not_grow_with_steps() -> None:
+    model = mlp()
+    with Watch(model, stats_every_n_steps=1) as watch:
+        sizes = []
+        for _ in range(30):
+            model(X)
+            watch.step()
+            sizes.append(len(pickle.dumps([state.data for state in watch._taps._ran])))
+        assert len(set(sizes)) == 1
+
+
+@pytest.fixture(autouse=True)
+def no_stray_warnings(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
+    yield
+    assert not [w for w in recwarn if issubclass(w.category, DeadwatchWarning)]

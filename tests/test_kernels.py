@@ -1,0 +1,165 @@
+"""The passes over one activation: exact, whatever the shape, precision, chunking or NaN."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deadwatch.observe import kernels, stats
+from deadwatch.records import Gate
+
+RELU = Gate(0.0, math.inf)
+GATES = {
+    "above": RELU,
+    "below": Gate(-math.inf, 0.3),
+    "between": Gate(0.0, 0.4),
+    "outside": Gate(-0.5, 0.5, inside=False),
+    "always": Gate(-math.inf, math.inf),
+}
+
+
+def accumulate(batches: list[Tensor], dim: int, gate: Gate = RELU) -> dict[str, Any]:
+    total = stats.new(batches[0].shape[dim], batches[0].device)
+    for z in batches:
+        stats.update_(total, kernels.liveness(z, dim, gate))
+        for part in kernels.moments(z, dim, gate):
+            stats.update_(total, part)
+    return {name: value.numpy() for name, value in total.items()}
+
+
+def is_open(gate: Gate, z: Any) -> Any:
+    if gate.inside:
+        return (z > gate.low) & (z < gate.high) | ~np.isfinite([gate.low, gate.high]).any() & (z == z)
+    return (z > gate.high) | (z < gate.low)
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize(
+    ("shape", "dim"), [((9,), 0), ((5, 4), 1), ((3, 4, 6), 1), ((2, 3, 4, 5), 1), ((4, 5, 3), -1)]
+)
+def test_counts_are_exact_for_every_gate_and_shape(
+    gate: Gate, shape: tuple[int, ...], dim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "CHUNK", 7)  # many chunks, of uneven size
+    z = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    got = accumulate([z], dim, gate)
+    rows = z.movedim(dim, -1).reshape(-1, z.shape[dim]).double().numpy()
+    opened = is_open(gate, rows)
+    np.testing.assert_array_equal(got["open"], opened.sum(0))
+    np.testing.assert_array_equal(got["opened"], opened.any(0))
+    np.testing.assert_array_equal(got["count"], len(rows))
+    np.testing.assert_allclose(got["mean"], rows.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got["m2"] / len(rows), rows.var(0), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_mean_and_small_spread(dtype: torch.dtype) -> None:
+    """Mean 1000, std 0.1: a sum of squares in float32 would be off by more than the variance."""
+    generator = torch.Generator().manual_seed(0)
+    spread = 0.1 if dtype is torch.float32 else 8.0
+    batches = [(1000 + spread * torch.randn(4096, 3, generator=generator)).to(dtype) for _ in range(50)]
+    got = accumulate(batches, 1)
+    exact = torch.cat(batches).double().numpy()
+    np.testing.assert_allclose(got["mean"], exact.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(got["m2"] / got["finite"], exact.var(0), rtol=1e-5)
+
+
+def test_counts_beyond_what_float32_can_hold() -> None:
+    total = stats.new(2, torch.device("cpu"))
+    batch = {"count": torch.tensor([2**31, 2**31 + 1])}
+    stats.update_(total, batch)
+    stats.update_(total, batch)
+    assert total["count"].tolist() == [2**32, 2**32 + 2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_element_does_not_poison_the_rest(bad: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.randn(64, 4, generator=generator) - 9 for _ in range(3)]
+    batches[1][5, 2] = bad
+    got = accumulate(batches, 1)
+    z = torch.cat(batches).double().numpy()
+    finite = np.isfinite(z)
+    np.testing.assert_array_equal(got["finite"], finite.sum(0))
+    kept = [z[finite[:, c], c] for c in range(4)]
+    np.testing.assert_allclose(got["mean"], [k.mean() for k in kept], rtol=1e-6)
+    np.testing.assert_allclose(got["m2"], [k.var() * len(k) for k in kept], rtol=1e-5)
+    np.testing.assert_array_equal(got["min"], [k.min() for k in kept])
+    np.testing.assert_array_equal(got["max"], [k.max() for k in kept])
+    assert got["suspect"].tolist() == [False, False, math.isnan(bad), False]
+    assert got["opened"].tolist() == [False, False, bad == math.inf, False]
+
+
+def test_a_nan_hides_no_open_gate_of_another_batch() -> None:
+    z = torch.full((4, 2), -1.0)
+    bad = z.clone()
+    bad[0, 0] = math.nan
+    got = accumulate([bad, z + 2, z], 1)
+    assert got["opened"].tolist() == [True, True]
+
+
+def test_outputs_skip_what_is_not_finite() -> None:
+    h = torch.tensor([[1.0, -2.0], [math.nan, 4.0], [3.0, math.inf]])
+    total = stats.new(2, h.device)
+    for part in kernels.outputs(h, 1):
+        stats.update_(total, part)
+    assert total["out_count"].tolist() == [2, 2]
+    assert total["out_sum"].tolist() == [4.0, 2.0]
+    assert total["out_abs"].tolist() == [4.0, 6.0]
+
+
+def test_scratch_is_bounded_by_the_chunk_not_by_the_activation() -> None:
+    z = torch.randn(64, 8, 64, 64)  # eight chunks
+    sizes = [part["count"][0] * 8 for part in kernels.moments(z, 1, RELU)]
+    assert len(sizes) == z.numel() // kernels.CHUNK
+    assert max(sizes) <= kernels.CHUNK
+
+
+reals = st.floats(-100, 100, width=32)
+matrices = st.lists(st.lists(reals, min_size=2, max_size=2), min_size=1, max_size=12)
+
+
+def as_batch(rows: list[list[float]]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def same(left: dict[str, Any], right: dict[str, Any]) -> None:
+    for name, stat in stats.STATISTICS.items():
+        if stat.kind == "real":
+            np.testing.assert_allclose(left[name], right[name], rtol=1e-4, atol=1e-3)
+        else:
+            np.testing.assert_array_equal(left[name], right[name])
+
+
+@settings(max_examples=60, deadline=None)
+@given(a=matrices, b=matrices, c=matrices)
+def test_merging_is_commutative_and_associative(
+    a: list[list[float]], b: list[list[float]], c: list[list[float]]
+) -> None:
+    one, two, three = as_batch(a), as_batch(b), as_batch(c)
+    forward = accumulate([one, two, three], 1)
+    same(forward, accumulate([three, one, two], 1))
+    same(forward, accumulate([torch.cat([one, two, three])], 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=matrices)
+def test_permuting_units_permutes_the_results(rows: list[list[float]]) -> None:
+    z = as_batch(rows)
+    got, swapped = accumulate([z], 1), accumulate([z.flip(1)], 1)
+    same({name: value[::-1] for name, value in got.items()}, swapped)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=matrices, scale=st.sampled_from([0.25, 0.5, 2.0, 8.0]))
+def test_rescaling_a_layer_leaves_its_dead_set(rows: list[list[float]], scale: float) -> None:
+    z = as_batch(rows)
+    before, after = accumulate([z], 1), accumulate([z * scale], 1)
+    np.testing.assert_array_equal(before["opened"], after["opened"])

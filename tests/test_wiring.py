@@ -1,0 +1,274 @@
+"""Producers and consumers come from real data flow, or are unknown with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from deadwatch import Watch
+from deadwatch.records import Site
+from tests.nets import SharedReLU, Tokens, conv, images, mlp, vectors
+
+
+def site_of(model: nn.Module, x: Tensor, name: str) -> Site:
+    with Watch(model) as watch:
+        model(x)
+        return watch.peek()[name].site
+
+
+def names(wires: tuple[Any, ...]) -> list[str]:
+    return [f"{wire.kind} {wire.weight}" for wire in wires]
+
+
+class Net(nn.Module):
+    """Linear → ReLU → Linear with a hand-written forward."""
+
+    def __init__(self, forward: Callable[[Net, Tensor], Any]) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)
+        self.other = nn.Linear(8, 4)
+        self.run = forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
+def test_linear_chain() -> None:
+    site = site_of(mlp(), vectors(), "1")
+    assert names(site.producers) == ["linear 0.weight"]
+    assert site.producers[0].bias == "0.bias"
+    assert names(site.consumers) == ["linear 2.weight"]
+    assert (site.producers_note, site.consumers_note) == ("", "")
+    assert site.unit_dim == -1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_convolution_norm_pool_flatten_linear(n: int) -> None:
+    site = site_of(conv(n, norm=True, inplace=True), images(n), "2")
+    assert names(site.producers) == ["conv 0.weight", "batch_norm 1.weight"]
+    assert names(site.consumers) == ["linear 5.weight"]
+    assert site.consumers[0].block == 2**n
+    assert site.unit_dim == 1
+
+
+def test_blocks_of_a_flatten_are_the_columns_that_a_unit_feeds() -> None:
+    """Zeroing the columns that the wire names must do what zeroing the channel does."""
+    torch.manual_seed(0)
+    model = conv(2).eval()
+    wire = site_of(model.train(), images(2), "1").consumers[0]
+    x, unit = images(2), 3
+    model[1].register_forward_hook(lambda m, a, h: h.index_fill(1, torch.tensor([unit]), 0))
+    expected = model(x)
+    model[1]._forward_hooks.clear()
+    assert not torch.equal(model(x), expected)
+    with torch.no_grad():
+        columns = slice(unit * wire.block, (unit + 1) * wire.block)
+        model.get_parameter(str(wire.weight))[:, columns] = 0
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_tokens() -> None:
+    site = site_of(Tokens(), torch.randn(4, 5, 8), "act")
+    assert names(site.producers) == ["linear up.weight"]
+    assert names(site.consumers) == ["linear down.weight"]
+
+
+def test_residual_block() -> None:
+    model = SharedReLU()
+    first = site_of(model, images(2), "relu")
+    assert names(first.producers) == ["conv conv1.weight", "batch_norm bn1.weight"]
+    assert names(first.consumers) == ["conv conv2.weight"]
+    assert first.consumers[0].padded
+    second = site_of(model, images(2), "relu-2")
+    assert second.producers == ()
+    assert "add stands between" in second.producers_note
+    assert second.consumers == ()
+    assert "code outside the forward" in second.consumers_note
+
+
+def test_several_readers_are_all_found() -> None:
+    def both(net: Net, x: Tensor) -> Tensor:
+        h = net.act(net.up(x))
+        out: Tensor = net.down(h) + net.other(h)
+        return out
+
+    site = site_of(Net(both), vectors(), "act")
+    assert names(site.consumers) == ["linear down.weight", "linear other.weight"]
+
+
+def test_dropout_and_reshape_are_followed() -> None:
+    def followed(net: Net, x: Tensor) -> Any:
+        h = nn.functional.dropout(net.act(net.up(x)), 0.5)
+        return net.down(h.view(4, 5, 8).reshape(-1, 8).contiguous())
+
+    assert names(site_of(Net(followed), vectors(), "act").consumers) == ["linear down.weight"]
+
+
+def test_global_pooling_and_permute_are_followed() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act, self.head = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Linear(6, 2)
+            self.mixer = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.act(self.conv(x))
+            return self.head(h.mean((2, 3))) + self.mixer(h.permute(0, 2, 3, 1)).sum()
+
+    site = site_of(Pooled(), images(2), "act")
+    assert names(site.consumers) == ["linear head.weight", "linear mixer.weight"]
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A forward whose readers or producers cannot all be known."""
+
+    name: str
+    forward: Callable[[Net, Tensor], Any]
+    side: str
+    reason: str
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0] * 2
+
+
+def _hidden(net: Net, x: Tensor) -> Any:
+    return net.act(net.up(x))
+
+
+def _returned(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return {"logits": net.down(h), "features": h}
+
+
+def _skip(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return net.down(h) + h.sum()
+
+
+def _index(net: Net, x: Tensor) -> Any:
+    return net.down(_hidden(net, x)[:5])
+
+
+def _custom(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return net.down(h) + net.other(Double.apply(h))
+
+
+def _inplace(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    h += 1
+    return net.down(h)
+
+
+def _penalty(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return net.down(h) + h.abs().mean()
+
+
+def _einsum(net: Net, x: Tensor) -> Any:
+    return torch.einsum("ij,kj->ik", _hidden(net, x), net.down.weight)
+
+
+def _transposed(net: Net, x: Tensor) -> Any:
+    h = nn.functional.pad(x, (0, 0)).new_zeros(8, 8) + _hidden(net, x)[:8]
+    return net.down(h.t())
+
+
+def _twice(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return net.down(h) + net.down(h * 2)
+
+
+def _pre_skip(net: Net, x: Tensor) -> Any:
+    z = net.up(x)
+    return net.down(net.act(z)) + net.other(z)
+
+
+def _scaled(net: Net, x: Tensor) -> Any:
+    return net.down(net.act(net.up(x) * 3))
+
+
+def _same_producer_twice(net: Net, x: Tensor) -> Any:
+    return net.down(net.act(net.up(x))) + net.up(-x).sum()
+
+
+UNKNOWN = [
+    Unknown("returned", _returned, "consumers", "code outside the forward"),
+    Unknown("skip", _skip, "consumers", "read by sum"),
+    Unknown("index", _index, "consumers", "read by __getitem__"),
+    Unknown("custom-function", _custom, "consumers", "read by mul"),
+    Unknown("in-place", _inplace, "consumers", "read by"),
+    Unknown("penalty", _penalty, "consumers", "read by abs"),
+    Unknown("einsum", _einsum, "consumers", "read by einsum"),
+    Unknown("transposed", _transposed, "consumers", "read by"),
+    Unknown("twice", _twice, "consumers", "read by mul"),
+    Unknown("pre-activation-skip", _pre_skip, "producers", "read by act and linear"),
+    Unknown("scaled", _scaled, "producers", "mul stands between"),
+    Unknown("same-producer-twice", _same_producer_twice, "producers", "is used 2 times"),
+]
+
+
+@pytest.mark.parametrize("case", UNKNOWN, ids=lambda case: case.name)
+def test_what_is_not_understood_is_unknown_with_a_reason(case: Unknown) -> None:
+    site = site_of(Net(case.forward), vectors(), "act")
+    assert getattr(site, case.side) == ()
+    assert case.reason in getattr(site, f"{case.side}_note")
+
+
+def test_a_computed_weight_is_unknown() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(12, 8)), nn.ReLU(), weight_norm(nn.Linear(8, 4)))
+    site = site_of(model, vectors(), "1")
+    assert (site.producers, site.consumers) == ((), ())
+    assert "is not a parameter of the model" in site.producers_note
+    assert "is not a parameter of the model" in site.consumers_note
+
+
+def test_tied_weights_are_unknown() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
+    model[2].weight = model[0].weight
+    site = site_of(model, torch.randn(4, 6), "1")
+    assert "0.weight is used 2 times" in site.producers_note
+    assert "0.weight is used 2 times" in site.consumers_note
+
+
+def test_a_grouped_convolution_as_reader_is_unknown_and_as_producer_known() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv2d(4, 4, 1, groups=4))
+    site = site_of(model, torch.randn(2, 4, 3, 3), "1")
+    assert names(site.producers) == ["conv 0.weight"]
+    assert "grouped convolution" in site.consumers_note
+
+
+def test_a_transposed_convolution_is_unknown_but_its_axis_is_not() -> None:
+    model = nn.Sequential(nn.ConvTranspose1d(3, 5, 2), nn.ReLU())
+    site = site_of(model, torch.randn(2, 3, 7), "1")
+    assert "transposed convolution" in site.producers_note
+    assert site.unit_dim == 1
+
+
+def test_unbatched_input() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU())
+    with Watch(model) as watch:
+        model(torch.randn(3, 6, 6))
+        report = watch.peek()["1"]
+    assert report.units == 5
+    assert report.samples == 16
+
+
+def test_wiring_is_printed_in_full() -> None:
+    text = str(site_of(mlp(), vectors(), "1").producers)
+    assert "0.weight" in text
+    assert "0.bias" in text
