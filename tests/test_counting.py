@@ -320,6 +320,20 @@ def test_an_ambiguous_axis_is_reported_and_can_be_settled() -> None:
         assert watch.peek()["0"].units == 6
 
 
+def test_parts_that_run_in_turn_are_all_sampled() -> None:
+    """On even steps the left half runs, on odd ones the right: neither may go unmeasured."""
+    left, right = mlp(), mlp()
+    model = nn.ModuleList([left, right])
+    with Watch(model, stats_every_n_steps=2) as watch:
+        for step in range(8):
+            model[step % 2](X)
+            watch.step()
+        report = watch.close_window()
+    counted = {name: site.samples for name, site in report.items()}
+    assert counted == {"0.1": 32, "0.3": 32, "1.1": 32, "1.3": 32}
+    assert all(np.isfinite(site.mean).all() for site in report.values())
+
+
 def test_windows_and_their_steps() -> None:
     model = mlp()
     with Watch(model) as watch:

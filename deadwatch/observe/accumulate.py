@@ -30,6 +30,7 @@ class SiteState:
         data: The statistics of this window.
         age: Samples since each gate was last open, at the window's start (C,).
         samples: Elements per unit seen in this window.
+        sampled: The step whose moments were last taken, -1 for none in this window.
         tracer: The trace that saw this site, until its wiring is resolved.
     """
 
@@ -41,6 +42,7 @@ class SiteState:
     flat: Bools
     low: Tensor | None = None
     samples: int = 0
+    sampled: int = -1
     tracer: Tracer | None = None
 
     @classmethod
@@ -62,8 +64,11 @@ class SiteState:
         if swapped is not None:
             self.low, self.flat = swapped[0], swapped[1].cpu().numpy()
 
-    def observe(self, z: Tensor, sampled: bool) -> None:
+    def observe(self, z: Tensor, step: int, every: int) -> None:
         """Take in one pre-activation.
+
+        Moments are taken on the first step of the window on which the site runs, and again
+        whenever ``every`` steps have gone by; on all forwards of such a step.
 
         Raises:
             ValueError: It does not have the units that this site had before.
@@ -79,13 +84,15 @@ class SiteState:
         self._follow(z.device)
         self.samples += z.numel() // self.units
         stats.update_(self.data, kernels.liveness(z, self.dim, self.site.gate, self.low))
-        if sampled:
+        if self.sampled < 0 or step - self.sampled >= every:
+            self.sampled = step
+        if self.sampled == step:
             for batch in kernels.moments(z, self.dim, self.site.gate, self.low):
                 stats.update_(self.data, batch)
 
-    def observe_output(self, h: Tensor) -> None:
+    def observe_output(self, h: Tensor, step: int) -> None:
         """Take in the output that belongs to the pre-activation just seen."""
-        if h.numel():
+        if h.numel() and self.sampled == step:
             for batch in kernels.outputs(h, self.dim):
                 stats.update_(self.data, batch)
 
@@ -100,7 +107,7 @@ class SiteState:
     def restart(self, age: Ints) -> None:
         """Begin a window."""
         stats.reset_(self.data)
-        self.samples, self.age = 0, age
+        self.samples, self.sampled, self.age = 0, -1, age
 
     def _follow(self, device: torch.device) -> None:
         if self.data["opened"].device != device:

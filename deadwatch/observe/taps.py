@@ -85,7 +85,7 @@ class Taps:
     Args:
         model: The model; never written to.
         selection: Which activations to watch.
-        every: Moments are taken on every ``every``-th step of a window, beginning with its first.
+        every: Moments are taken on every ``every``-th step of a window, beginning with the first.
     """
 
     def __init__(self, model: nn.Module, selection: Selection, every: int) -> None:
@@ -262,18 +262,13 @@ class Taps:
         if state is None:
             return
         try:
-            if self._sampled:
-                with torch.no_grad():
-                    state.observe_output(output.detach())
+            with torch.no_grad():
+                state.observe_output(output.detach(), self._tick)
             if self._tracer is not None:
                 self._tracer.leave_site(state.site.name, output, state.dim)
                 self._tracer.paused -= 1
         except Exception as error:  # as above
             self._disable(tap, error)
-
-    @property
-    def _sampled(self) -> bool:
-        return (self._tick - self._window_start) % self._every == 0
 
     def _observe(self, tap: _Tap, z: Tensor, args: Any, kwargs: Any) -> None:
         # Outside of a frame nothing but `step` can tell where the numbering starts again.
@@ -284,7 +279,7 @@ class Taps:
         tap.current = tap.sites[tap.calls - 1]
         if self._tracer is not None:
             self._tracer.enter_site(tap.current.site.name, source)
-        tap.current.observe(z, self._sampled)
+        tap.current.observe(z, self._tick, self._every)
 
     def _add_site(self, tap: _Tap, site: Site, z: Tensor, source: Tensor) -> None:
         dim = self._selection.dim_of(tap.candidate)

@@ -1,0 +1,291 @@
+"""When a policy treats, with which remedy, and what the ledger says of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deadwatch import BiasWarming, CannotTreat, Case, ConfigError, Plan, Policy, Recycle, Remedy
+from deadwatch import Rules, Swap, ThermalKick, Watch, WindowReport
+from deadwatch.treat.policy import PRESETS
+from deadwatch.treat.remedies.base import silence
+from tests.clinic import DEAD, Patient
+
+
+@dataclass(frozen=True)
+class Idle(Remedy):
+    """Claims to treat and does nothing."""
+
+    label: str = "Idle"
+    seen: list[list[int]] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.label
+
+    def plan(self, case: Case) -> Plan:
+        self.seen.append(case.units.tolist())
+        return Plan(self.name, case.units)
+
+
+@dataclass(frozen=True)
+class Never(Remedy):
+    """Applies to nothing."""
+
+    def plan(self, case: Case) -> Plan:
+        raise CannotTreat("out of principle")
+
+
+def windows(patient: Patient, watch: Watch, count: int) -> list[WindowReport]:
+    reports = []
+    with watch:
+        for _ in range(count):
+            patient.model(patient.x)
+            watch.step()
+            reports.append(watch.close_window())
+    return reports
+
+
+def treated(reports: list[WindowReport]) -> list[str]:
+    return [",".join(t.remedy for t in report.treatments) for report in reports]
+
+
+def test_nothing_is_treated_below_the_threshold() -> None:
+    patient = Patient.of()  # 3 of 16 dead
+    assert treated(windows(patient, patient.watch(Idle(), when=0.2), 2)) == ["", ""]
+    assert treated(windows(patient, patient.watch(Idle(), when=3 / 16), 1)) == ["Idle"]
+
+
+def test_nothing_is_treated_where_nothing_is_dead() -> None:
+    patient = Patient.of(dead=[])
+    assert treated(windows(patient, patient.watch(Idle(), when=0.0), 2)) == ["", ""]
+
+
+def test_patience_waits_for_windows_in_a_row() -> None:
+    patient = Patient.of()
+    watch = patient.watch(Idle(), patience=3, cooldown=0)
+    assert treated(windows(patient, watch, 4)) == ["", "", "Idle", "Idle"]
+
+
+def test_cooldown_leaves_a_site_alone() -> None:
+    patient = Patient.of()
+    watch = patient.watch(Idle(), cooldown=2)
+    assert treated(windows(patient, watch, 5)) == ["Idle", "", "", "Idle", ""]
+
+
+def test_a_ladder_escalates_on_the_units_that_stay_dead() -> None:
+    patient = Patient.of()
+    first, second = Idle("first"), Idle("second")
+    reports = windows(patient, patient.watch(first, second, cooldown=0), 4)
+    assert treated(reports) == ["first", "second", "second", "second"]
+
+
+def test_a_unit_climbs_the_ladder_by_itself() -> None:
+    patient = Patient.of()
+    first, second = Idle("first"), Idle("second")
+    watch = patient.watch(first, second, cooldown=0)
+    with watch:
+        for dies in (None, 5):
+            if dies is not None:
+                with torch.no_grad():
+                    patient.model[0].bias[dies] = -99  # type: ignore[index,operator]
+            patient.model(patient.x)
+            watch.close_window()
+    assert first.seen == [DEAD, [5]]
+    assert second.seen == [DEAD]
+
+
+def test_a_refusal_is_told_and_the_next_remedy_tried_at_once() -> None:
+    patient = Patient.of()
+    (report,) = windows(patient, patient.watch(Never(), Idle()), 1)
+    assert treated([report]) == ["Idle"]
+    (refusal,) = report.refusals
+    assert (refusal.remedy, refusal.site, refusal.reason) == ("Never", "1", "out of principle")
+    assert refusal.units.tolist() == DEAD
+
+
+def test_units_a_remedy_leaves_out_go_to_the_next() -> None:
+    patient = Patient.of(depth=30.0)
+    with torch.no_grad():
+        highest = patient.model[0](patient.x)[:, DEAD[0]].max()
+        patient.model[0].bias[DEAD[0]] -= highest + 0.1  # type: ignore[index,operator]
+    report, watch = patient.treated(BiasWarming(deepest=20, hold=0, anneal=1), Recycle())
+    watch.step()  # ends the warming
+    watch.detach()
+    deep, shallow = DEAD[1:], DEAD[:1]
+    assert [(t.remedy, t.units.tolist()) for t in report.treatments] == [
+        ("BiasWarming", shallow),
+        ("Recycle", deep),
+    ]
+    assert "lie deeper than 20 standard deviations" in report.refusals[0].reason
+
+
+def test_evidence_from_before_a_treatment_is_dropped() -> None:
+    patient = Patient.of()
+    watch = Watch(
+        patient.model,
+        optimizer=patient.optimizer,
+        policy=Policy(Idle(), cooldown=0),
+        rules=Rules(min_samples=30),
+        include="1",
+    )
+    reports = windows(patient, watch, 4)  # 20 samples each
+    assert treated(reports) == ["", "Idle", "", "Idle"]
+
+
+def test_treating_can_wait() -> None:
+    patient = Patient.of()
+    before = patient.tensors()
+    with patient.watch(Recycle()) as watch:
+        patient.model(patient.x)
+        verdict = watch.close_window(treat=False)
+        assert not verdict.treatments
+        assert torch.equal(patient.tensors()["0.weight"], before["0.weight"])
+        report = watch.treat(verdict)
+        assert len(report.treatments) == 1
+        assert watch.treat(verdict).treatments == ()  # once is enough
+
+
+def test_the_ledger_follows_every_treated_unit() -> None:
+    patient = Patient.of(depth=3.0)
+    with patient.watch(Recycle(), cooldown=9) as watch:
+        patient.model(patient.x)
+        watch.close_window()
+        (entry,) = watch.ledger
+        assert (entry.revived, entry.relapsed, entry.still_dead) == (0, 0, 0)
+        with torch.no_grad():
+            patient.model[0].bias[DEAD[0]] = -99  # type: ignore[index,operator]
+        patient.model(patient.x)
+        watch.close_window()
+        (entry,) = watch.ledger
+        assert (entry.revived, entry.relapsed, entry.still_dead) == (2, 0, 1)
+        with torch.no_grad():
+            patient.model[0].bias[DEAD[1]] = -99  # type: ignore[index,operator]
+        patient.model(patient.x)
+        watch.close_window()
+        (entry,) = watch.ledger
+    assert (entry.revived, entry.relapsed, entry.still_dead) == (1, 1, 1)
+    assert entry.treatment.changes == ()
+
+
+def test_presets_are_quiet() -> None:
+    """Whatever a preset does, the function is the same right after."""
+    for name in ("gentle", "ladder"):
+        policy = PRESETS[name]
+        assert policy is not None
+        patient = Patient.of(dead=list(range(8)))
+        watch = Watch(
+            patient.model, optimizer=patient.optimizer, policy=name, rules=Rules(min_samples=1)
+        )
+        done = []
+        with watch:
+            for _ in range(policy.patience):
+                before = patient.model(patient.x)
+                done = list(watch.close_window().treatments)
+                torch.testing.assert_close(patient.model(patient.x), before)
+        assert done
+        assert all(treatment.quiet for treatment in done)
+    assert PRESETS["watch"] is None
+
+
+def test_watch_preset_treats_nothing() -> None:
+    patient = Patient.of(dead=list(range(8)))
+    before = patient.tensors()
+    with Watch(patient.model, policy="watch", rules=Rules(min_samples=1)) as watch:
+        patient.model(patient.x)
+        report = watch.close_window()
+    assert report["1"].dead.sum() == 8
+    assert not report.treatments
+    assert torch.equal(patient.tensors()["0.weight"], before["0.weight"])
+
+
+def test_a_remedy_of_your_own_in_a_few_lines() -> None:
+    @dataclass(frozen=True)
+    class ZeroIncoming(Remedy):
+        def plan(self, case: Case) -> Plan:
+            from deadwatch.treat.surgery import Edit
+
+            weight = case.producer().weight
+            assert weight is not None
+            edits, restarts, quiet = silence(case, None)
+            zero = torch.zeros_like(case.surgery.rows(weight, case.units))
+            return Plan(
+                self.name, case.units, (*edits, Edit(weight, 0, case.units, zero)), restarts
+            )
+
+    patient = Patient.of()
+    report, _ = patient.treated(ZeroIncoming())
+    assert report.treatments[0].remedy == "ZeroIncoming"
+    assert not patient.tensors()["0.weight"][DEAD].any()
+
+
+BAD: list[tuple[Any, str]] = [
+    (lambda: Policy(Recycle(), when=1.5), "when is 1.5; expected a dead ratio between 0 and 1"),
+    (lambda: Policy(Recycle(), when=-0.1), "when is -0.1; expected a dead ratio"),
+    (lambda: Policy(Recycle(), patience=0), "patience is 0; expected a number of 1 or more"),
+    (lambda: Policy(Recycle(), cooldown=-1), "cooldown is -1; expected a number of 0 or more"),
+    (lambda: Policy([]), r"then is \[\]; expected a remedy such as Recycle\(\)"),
+    (lambda: Policy(["recycle"]), "then is .'recycle'.; expected a remedy"),  # type: ignore[list-item]
+    (lambda: BiasWarming(gamma=-1), 'gamma is -1; expected a number of 0 or more .or "auto"'),
+    (lambda: BiasWarming(gamma="big"), "gamma is 'big'; expected a number"),  # type: ignore[arg-type]
+    (lambda: BiasWarming(hold=-1), "hold is -1; expected a number of 0 or more"),
+    (lambda: BiasWarming(anneal=0), "anneal is 0; expected a number of 1 or more"),
+    (lambda: BiasWarming(open_share=1), "open_share is 1; expected a share above 0 and below 1"),
+    (lambda: BiasWarming(deepest=0), "deepest is 0; expected a number above 0"),
+    (lambda: ThermalKick(scale=float("nan")), "scale is nan; expected a number of 0 or more"),
+    (lambda: Swap("relu"), "to is 'relu'; expected one of 'leaky_relu', 'prelu', 'elu'"),
+    (lambda: Swap("elu", slope=0.1), "slope is 0.1, but 'elu' has none"),
+    (lambda: Swap(only="some"), "only is 'some'; expected 'dead' or 'all'"),  # type: ignore[arg-type]
+    (lambda: Swap(only="all", quiet=True), "quiet is True, but only='all' changes live units"),
+]
+
+
+@pytest.mark.parametrize(("build", "message"), BAD, ids=[message[:24] for _, message in BAD])
+def test_bad_arguments_raise_at_construction(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()
+
+
+MODEL = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+OTHER = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+OWN = torch.optim.SGD(MODEL.parameters(), lr=0.1)
+
+BAD_WATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"policy": "heroic", "optimizer": OWN}, "policy is 'heroic'; expected one of 'watch', 'gen"),
+    ({"policy": 3}, "policy is 3; expected one of"),
+    ({"policy": "ladder"}, "policy 'ladder' treats units.*pass optimizer="),
+    ({"optimizer": OTHER}, "the SGD given as optimizer updates no parameter of the model"),
+    ({"optimizer": "adam"}, "optimizer is or holds a 'str'; expected a torch.optim.Optimizer"),
+    ({"include": "nett.*"}, r"include pattern 'nett\.\*' matches no activation.*'1'"),
+    ({"exclude": ["2"]}, "exclude pattern '2' matches no activation"),
+    ({"unit_dim": {"head": 1}}, "unit_dim pattern 'head' matches no activation"),
+    ({"stats_every_n_steps": 0}, "stats_every_n_steps is 0; expected an integer of 1"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), BAD_WATCHES, ids=[str(list(case[0])) for case in BAD_WATCHES]
+)
+def test_a_bad_watch_raises_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Watch(MODEL, **arguments)
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="model is 'list'; expected a torch.nn.Module"):
+        Watch([1])  # type: ignore[arg-type]
+
+
+def test_treatments_are_plain_records() -> None:
+    import pickle
+
+    patient = Patient.of()
+    report, _ = patient.treated(Recycle())
+    again = pickle.loads(pickle.dumps(report))
+    np.testing.assert_array_equal(again["1"].dead, report["1"].dead)
+    assert again.treatments[0].note == report.treatments[0].note
