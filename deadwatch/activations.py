@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class SwappedActivation(nn.Module):
         unit_dim: Axis of the input that holds the units.
     """
 
-    deadwatch_mask: Tensor
+    if TYPE_CHECKING:
+        deadwatch_mask: Tensor
 
     def __init__(
         self, original: nn.Module, replacement: nn.Module, mask: Tensor, unit_dim: int
@@ -79,7 +81,8 @@ class UnitPReLU(nn.Module):
         """Keep what is positive, scale the rest by the unit's slope; same shape."""
         shape = [1] * input.ndim
         shape[self.unit_dim] = -1
-        return torch.where(input > 0, input, self.weight.view(shape) * input)
+        slope = self.weight.to(input.dtype).view(shape)  # under autocast they differ
+        return torch.where(input > 0, input, slope * input)
 
 
 HOOKS = (

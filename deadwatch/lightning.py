@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,7 +33,8 @@ class DeadWatch(_Callback):
     recomputation never count. Logs ``deadwatch/dead_ratio`` (so that `ModelCheckpoint` and
     `EarlyStopping` can monitor it) and a curve per site to every logger. Treatments are applied
     before the next training batch, so that a checkpoint matches its metrics and nothing is
-    treated after the last window.
+    treated after the last window, nor once stochastic weight averaging has begun. A ratio that
+    no evidence supports yet (see `Rules.min_samples`) is not logged at all.
 
     Args:
         policy: As for `Watch`; optimizers are the Trainer's.
@@ -64,7 +66,7 @@ class DeadWatch(_Callback):
     ) -> None:
         super().__init__()
         self._settings = Settings(policy, rules, include, exclude, unit_dim, stats_every_n_steps)
-        if window != "epoch" and (not isinstance(window, int) or window < 1):
+        if window != "epoch" and (type(window) is not int or window < 1):
             raise ConfigError(
                 f"window is {window!r}; expected 'epoch' or a number of training batches"
             )
@@ -90,6 +92,10 @@ class DeadWatch(_Callback):
         self._views = {}
         self.watch.attach()
         self.watch.pause()
+        for callback in trainer.callbacks:
+            if getattr(callback, "_average_model", None) is not None:
+                name = type(callback).__name__
+                self.watch.forbid_swaps(f"the copy that {name} averages would not be swapped")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""
@@ -116,18 +122,18 @@ class DeadWatch(_Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Apply what the last window called for, and count from here on."""
-        if self.watch is None:
-            return
-        if self._untreated is not None:
+        if self.watch is None or trainer.fit_loop._skip_backward:
+            return  # a pass that only refreshes batch norms after weight averaging
+        if self._untreated is not None and not _averages(trainer):
             self._treat(trainer, pl_module, self.watch, self._untreated)
-            self._untreated = None
+        self._untreated = None
         self.watch.resume()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop counting, advance scheduled remedies, close a window of steps."""
-        if self.watch is None:
+        if self.watch is None or trainer.fit_loop._skip_backward:
             return
         self.watch.pause()
         self.watch.step()
@@ -136,21 +142,31 @@ class DeadWatch(_Callback):
             self._close(trainer, pl_module, self.watch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close a window of an epoch."""
-        if self.watch is not None and self._window == "epoch" and self._batches:
+        """Close a window of an epoch; tell monitors how a longer window stands."""
+        if self.watch is None or not self._batches:
+            return
+        if self._window == "epoch":
             self._close(trainer, pl_module, self.watch)
+        else:
+            self._log_so_far(trainer, pl_module, self.watch)
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Give callbacks that act on validation within an epoch the ratio so far."""
         if self.watch is None or trainer.sanity_checking or not self._batches:
             return
         if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
-            ratio = self.watch.peek().dead_ratio
+            self._log_so_far(trainer, pl_module, self.watch)
+
+    def _log_so_far(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
+        ratio = watch.peek().dead_ratio
+        if math.isfinite(ratio):
             pl_module.log(MODEL_TAG, ratio, logger=False, sync_dist=trainer.world_size > 1)
 
     def _close(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
         self._batches = 0
-        self._step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+        # Lightning counts a batch only after its end hooks, and logs an epoch at its last batch.
+        stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
+        self._step = stepped - 1 if self._window == "epoch" else stepped
         self.report = watch.close_window(treat=False)
         self._untreated = self.report if self._settings.treats else None
         self._log(trainer, pl_module, self.report)
@@ -178,7 +194,7 @@ class DeadWatch(_Callback):
 
     def _write_texts(self, trainer: Any, report: WindowReport) -> None:
         for logger in trainer.loggers:
-            writer = logger.experiment
+            writer: Any = getattr(logger, "experiment", None)
             if trainer.is_global_zero and hasattr(writer, "add_custom_scalars"):
                 view = self._views.setdefault(id(logger), TensorBoardView(writer))
                 view.texts(report, self._step)
@@ -187,6 +203,12 @@ class DeadWatch(_Callback):
         if self._window == "epoch":
             return f"epoch {trainer.current_epoch}"
         return f"step {self._step}"
+
+
+def _averages(trainer: Any) -> bool:
+    """Whether stochastic weight averaging has begun: what changes now would be averaged in."""
+    starts = [getattr(callback, "swa_start", None) for callback in trainer.callbacks]
+    return any(start is not None and trainer.current_epoch >= start for start in starts)
 
 
 def _say(pl_module: Any, line: str | None) -> None:

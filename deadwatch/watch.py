@@ -40,10 +40,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         resolve(self.policy)
-        if not isinstance(self.stats_every_n_steps, int) or self.stats_every_n_steps < 1:
+        if not _whole(self.stats_every_n_steps) or self.stats_every_n_steps < 1:
             raise ConfigError(
                 f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
                 "(every step) or more"
+            )
+        if self.rules is not None and not isinstance(self.rules, Rules):
+            raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
+        for name in ("include", "exclude"):
+            _check_patterns(name, getattr(self, name))
+        dims = self.unit_dim
+        if dims is not None and (
+            not isinstance(dims, Mapping)
+            or not all(isinstance(key, str) and _whole(value) for key, value in dims.items())
+        ):
+            raise ConfigError(
+                f"unit_dim is {dims!r}; expected axes by pattern of the activation's path, such as "
+                "{'encoder.*': -1}"
             )
 
     @property
@@ -163,6 +176,11 @@ class Watch:
         """Count forwards again."""
         self._taps.resume()
 
+    def forbid_swaps(self, reason: str) -> None:
+        """Refuse remedies that replace modules, with this reason; call it when attached."""
+        if self._clinic is not None:
+            self._clinic.no_swaps = reason
+
     @property
     def steps(self) -> int:
         """Training steps so far."""
@@ -224,17 +242,34 @@ class Watch:
         self._step_at_window = self._taps.steps_reported
 
 
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_patterns(name: str, given: object) -> None:
+    patterns = [given] if isinstance(given, str) else given
+    if patterns is not None and (
+        not isinstance(patterns, (list, tuple))
+        or not all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise ConfigError(
+            f"{name} is {given!r}; expected a pattern of activation paths such as 'encoder.*', or "
+            "a list of them"
+        )
+
+
 def _optimizers(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
     if given is None:
         return ()
-    found = (given,) if isinstance(given, Optimizer) else tuple(given)
+    several = isinstance(given, Iterable) and not isinstance(given, (str, type))
+    found: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
     for one in found:
         if not isinstance(one, Optimizer):
             raise ConfigError(
                 f"optimizer is or holds a {type(one).__name__!r}; expected a "
                 "torch.optim.Optimizer, or several in a list"
             )
-    return found
+    return tuple(one for one in found if isinstance(one, Optimizer))
 
 
 def _check_ownership(

@@ -174,3 +174,19 @@ def test_rules_that_want_more_samples_hold_treatment_back() -> None:
     assert not report.treatments
     assert (report["1"].state[DEAD] == State.UNCERTAIN).all()
     assert report.dead_ratio == 0 or math.isnan(report.dead_ratio)
+
+
+def test_a_bias_far_below_gamma_returns_to_its_bits() -> None:
+    """Float64 cannot hold 1 + 1e-20; what was there before is kept for that."""
+    patient = Patient.of(dead=[])
+    with torch.no_grad():
+        for unit, value in zip(DEAD, (-1.2345e-10, -1e-20, 0.0), strict=True):
+            patient.model[0].weight[unit] = -1  # type: ignore[index,operator]
+            patient.model[0].bias[unit] = value  # type: ignore[index,operator]
+    patient.x = patient.x.abs()
+    before = patient.tensors()["0.bias"]
+    report, watch = patient.treated(BiasWarming(gamma=1.0, hold=1, anneal=4, quiet=False))
+    assert set(DEAD) <= set(report.treatments[0].units.tolist())
+    for _ in range(5):
+        watch.step()
+    assert torch.equal(patient.tensors()["0.bias"], before)

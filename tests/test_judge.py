@@ -67,9 +67,7 @@ def test_a_site_that_did_not_run_is_unseen() -> None:
 
 
 def test_ratios_leave_out_what_was_not_judged() -> None:
-    snap = snapshot(
-        opened=np.array([True, False, False, False]), age=np.array([0, 1000, 1000, 10])
-    )
+    snap = snapshot(opened=np.array([True, False, False, False]), age=np.array([0, 1000, 1000, 10]))
     report = judge(snap, Rules())
     assert report["net.1"].judged == 3
     assert report.dead_ratio == pytest.approx(2 / 3)

@@ -36,7 +36,9 @@ def accumulate(batches: list[Tensor], dim: int, gate: Gate = RELU) -> dict[str, 
 
 def is_open(gate: Gate, z: Any) -> Any:
     if gate.inside:
-        return (z > gate.low) & (z < gate.high) | ~np.isfinite([gate.low, gate.high]).any() & (z == z)
+        return (z > gate.low) & (z < gate.high) | ~np.isfinite([gate.low, gate.high]).any() & (
+            z == z
+        )
     return (z > gate.high) | (z < gate.low)
 
 
@@ -64,7 +66,9 @@ def test_large_mean_and_small_spread(dtype: torch.dtype) -> None:
     """Mean 1000, std 0.1: a sum of squares in float32 would be off by more than the variance."""
     generator = torch.Generator().manual_seed(0)
     spread = 0.1 if dtype is torch.float32 else 8.0
-    batches = [(1000 + spread * torch.randn(4096, 3, generator=generator)).to(dtype) for _ in range(50)]
+    batches = [
+        (1000 + spread * torch.randn(4096, 3, generator=generator)).to(dtype) for _ in range(50)
+    ]
     got = accumulate(batches, 1)
     exact = torch.cat(batches).double().numpy()
     np.testing.assert_allclose(got["mean"], exact.mean(0), rtol=1e-9)

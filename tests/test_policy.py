@@ -136,6 +136,8 @@ def test_evidence_from_before_a_treatment_is_dropped() -> None:
     )
     reports = windows(patient, watch, 4)  # 20 samples each
     assert treated(reports) == ["", "Idle", "", "Idle"]
+    ages = [int(report["1"].age[DEAD[0]]) for report in reports]
+    assert ages == [20, 40, 20, 40]  # and a report stays as it was when it was made
 
 
 def test_treating_can_wait() -> None:
@@ -227,17 +229,31 @@ def test_a_remedy_of_your_own_in_a_few_lines() -> None:
 BAD: list[tuple[Any, str]] = [
     (lambda: Policy(Recycle(), when=1.5), "when is 1.5; expected a dead ratio between 0 and 1"),
     (lambda: Policy(Recycle(), when=-0.1), "when is -0.1; expected a dead ratio"),
-    (lambda: Policy(Recycle(), patience=0), "patience is 0; expected a number of 1 or more"),
-    (lambda: Policy(Recycle(), cooldown=-1), "cooldown is -1; expected a number of 0 or more"),
+    (lambda: Policy(Recycle(), patience=0), "patience is 0; expected a whole number of 1 or more"),
+    (
+        lambda: Policy(Recycle(), cooldown=-1),
+        "cooldown is -1; expected a whole number of 0 or more",
+    ),
+    (lambda: Policy(Recycle), "then is <class .*; expected a remedy such as"),  # type: ignore[arg-type]
+    (lambda: Policy(None), "then is None; expected a remedy"),  # type: ignore[arg-type]
+    (lambda: Policy(r for r in [Recycle()]), "then is <generator"),  # type: ignore[arg-type]
+    (lambda: Policy(Recycle(), when="a"), "when is 'a'; expected a dead ratio"),  # type: ignore[arg-type]
+    (lambda: Policy(Recycle(), patience=1.5), "patience is 1.5; expected a whole"),  # type: ignore[arg-type]
     (lambda: Policy([]), r"then is \[\]; expected a remedy such as Recycle\(\)"),
     (lambda: Policy(["recycle"]), "then is .'recycle'.; expected a remedy"),  # type: ignore[list-item]
     (lambda: BiasWarming(gamma=-1), 'gamma is -1; expected a number of 0 or more .or "auto"'),
     (lambda: BiasWarming(gamma="big"), "gamma is 'big'; expected a number"),  # type: ignore[arg-type]
-    (lambda: BiasWarming(hold=-1), "hold is -1; expected a number of 0 or more"),
-    (lambda: BiasWarming(anneal=0), "anneal is 0; expected a number of 1 or more"),
+    (lambda: BiasWarming(hold=-1), "hold is -1; expected a whole number of 0 or more"),
+    (lambda: BiasWarming(anneal=0), "anneal is 0; expected a whole number of 1 or more"),
     (lambda: BiasWarming(open_share=1), "open_share is 1; expected a share above 0 and below 1"),
     (lambda: BiasWarming(deepest=0), "deepest is 0; expected a number above 0"),
     (lambda: ThermalKick(scale=float("nan")), "scale is nan; expected a number of 0 or more"),
+    (lambda: BiasWarming(quiet="yes"), "quiet is 'yes'; expected True"),  # type: ignore[arg-type]
+    (lambda: BiasWarming(deepest=None), "deepest is None"),  # type: ignore[arg-type]
+    (lambda: Swap(["elu"]), r"to is \['elu'\]; expected one of"),  # type: ignore[arg-type]
+    (lambda: Swap(slope=float("nan")), "slope is nan; expected a number"),
+    (lambda: Rules(min_samples="a"), "min_samples is 'a'"),  # type: ignore[arg-type]
+    (lambda: Rules(rare_below=None), "rare_below is None"),  # type: ignore[arg-type]
     (lambda: Swap("relu"), "to is 'relu'; expected one of 'leaky_relu', 'prelu', 'elu'"),
     (lambda: Swap("elu", slope=0.1), "slope is 0.1, but 'elu' has none"),
     (lambda: Swap(only="some"), "only is 'some'; expected 'dead' or 'all'"),  # type: ignore[arg-type]
@@ -264,6 +280,13 @@ BAD_WATCHES: list[tuple[dict[str, Any], str]] = [
     ({"include": "nett.*"}, r"include pattern 'nett\.\*' matches no activation.*'1'"),
     ({"exclude": ["2"]}, "exclude pattern '2' matches no activation"),
     ({"unit_dim": {"head": 1}}, "unit_dim pattern 'head' matches no activation"),
+    ({"optimizer": 5}, "optimizer is or holds a 'int'"),
+    ({"optimizer": torch.optim.Adam}, "optimizer is or holds a 'type'"),
+    ({"rules": {}}, r"rules is \{\}; expected deadwatch.Rules"),
+    ({"include": 5}, "include is 5; expected a pattern of activation paths"),
+    ({"unit_dim": 1}, "unit_dim is 1; expected axes by pattern"),
+    ({"unit_dim": {"1": "b"}}, "unit_dim is .*expected axes by pattern"),
+    ({"stats_every_n_steps": True}, "stats_every_n_steps is True"),
     ({"stats_every_n_steps": 0}, "stats_every_n_steps is 0; expected an integer of 1"),
 ]
 

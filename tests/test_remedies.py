@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,7 +284,9 @@ def test_a_swap_cannot_be_loaded_into_another_architecture_by_accident() -> None
     patient = Patient.of()
     plain = copy.deepcopy(patient.model)
     patient.treated(Swap())
-    with pytest.raises(RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"1.deadwatch_mask"):
+    with pytest.raises(
+        RuntimeError, match=r"Unexpected key\(s\) in state_dict: \"1.deadwatch_mask"
+    ):
         plain.load_state_dict(patient.model.state_dict())
     with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"1.deadwatch_mask"):
         patient.model.load_state_dict(plain.state_dict())
@@ -441,6 +444,103 @@ def test_only_activations_that_close_downwards_are_swapped(act: Callable[[], nn.
     with torch.no_grad():
         model[0].weight[0], model[0].bias[0] = 0, (0 if act is nn.Hardshrink else -99)
     assert "does not close towards low inputs alone" in refused(model, X, Swap())
+
+
+def test_an_output_that_flips_between_two_values_is_not_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Hardtanh(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].weight[0] *= 1e6  # always beyond one end or the other: no gradient passes
+    assert "its output flips between two values" in refused(model, X, Recycle())
+
+
+def test_padding_by_zeros_keeps_a_constant_from_being_folded() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv1d(2, 3, 1), nn.Hardtanh(), nn.AvgPool1d(3, 1, 1), nn.Conv1d(3, 2, 1)
+    )
+    with torch.no_grad():
+        model[0].bias[0] = 99
+    assert "cannot absorb" in refused(model, torch.randn(8, 2, 9), Recycle())
+
+
+def test_a_layer_that_owns_more_than_its_parameters_is_not_recycled() -> None:
+    class Wide(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(6, 6)
+            self.inner = nn.Linear(2, 2)
+
+        def reset_parameters(self) -> None:
+            super().reset_parameters()
+            if hasattr(self, "inner"):
+                self.inner.reset_parameters()
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Wide(), nn.ReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].bias[0] = -99
+    assert "holds more than its own parameters" in refused(model, X, Recycle())
+
+
+def test_a_norm_without_parameters_is_restarted_too() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.ReLU(), nn.Linear(6, 3)
+    )
+    norm: Any = model[1].eval()
+    norm.running_mean[:3] = 30
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    policy, rules = Policy(Recycle()), Rules(min_samples=1)
+    with Watch(model, optimizer=optimizer, policy=policy, rules=rules) as watch:
+        model(X)
+        assert len(watch.close_window().treatments) == 1
+        assert norm.running_mean[:3].tolist() == [0, 0, 0]
+        model(X)
+        assert watch.peek()["2"].dead.sum() == 0
+
+
+def test_an_activation_with_parameters_of_its_own_is_not_swapped() -> None:
+    class Shifted(nn.ReLU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shift = nn.Parameter(torch.zeros(()))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), Shifted(), nn.Linear(6, 3))
+    with torch.no_grad():
+        model[0].bias[0] = -99
+    assert "has parameters of its own" in refused(model, X, Swap())
+
+
+def test_slopes_need_an_optimizer_that_can_take_them() -> None:
+    patient = Patient.of(optimizer=lambda p: torch.optim.RMSprop(p, lr=1e-3))
+    report, _ = patient.treated(Swap("prelu"))
+    assert report.refusals[0].reason == "RMSprop cannot take a new parameter in mid-training"
+
+
+def test_slopes_keep_the_names_in_the_optimizer_right() -> None:
+    patient = Patient.of()
+    patient.optimizer = torch.optim.AdamW(patient.model.named_parameters(), lr=1e-3)
+    patient.train(1)
+    patient.treated(Swap("prelu"))
+    (group,) = patient.optimizer.param_groups
+    assert group["param_names"] == [name for name, _ in patient.model.named_parameters()]
+
+
+def test_slopes_follow_the_dtype_of_autocast() -> None:
+    patient = Patient.of()
+    patient.treated(Swap("prelu"))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert patient.model[:2](patient.x).dtype == torch.bfloat16
+
+
+def test_a_swapped_model_can_be_scripted() -> None:
+    patient = Patient.of()
+    _, watch = patient.treated(Swap("prelu"))
+    watch.detach()
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        scripted = torch.jit.script(patient.model)
+    assert torch.equal(scripted(patient.x), patient.model(patient.x))
 
 
 def test_deep_units_are_left_to_another_remedy() -> None:

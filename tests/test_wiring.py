@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,7 +207,40 @@ def _same_producer_twice(net: Net, x: Tensor) -> Any:
     return net.down(net.act(net.up(x))) + net.up(-x).sum()
 
 
+def _scripted(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        reader = torch.jit.script(torch.nn.Tanh())
+    return net.down(h) + reader(h).sum()
+
+
+def _stashed(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    net.__dict__["kept"] = h
+    return net.down(h)
+
+
+def _stashed_view(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    net.__dict__["kept"] = [h.view(-1, 8)]
+    return net.down(h)
+
+
+def _namespace(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    return SimpleNamespace(logits=net.down(h), h=h)
+
+
+def _two_modules(net: Net, x: Tensor) -> Any:
+    return net.down(net.act(nn.functional.linear(x, net.up.weight, net.other.weight[0] * 0)))
+
+
 UNKNOWN = [
+    Unknown("scripted", _scripted, "consumers", "an operation that is not seen"),
+    Unknown("stashed", _stashed, "consumers", "kept in a dict by the forward"),
+    Unknown("stashed-view", _stashed_view, "consumers", "kept in a list by the forward"),
+    Unknown("namespace", _namespace, "consumers", "kept in a dict by the forward"),
+    Unknown("computed-bias", _two_modules, "producers", "the bias of its linear layer is not"),
     Unknown("returned", _returned, "consumers", "code outside the forward"),
     Unknown("skip", _skip, "consumers", "read by sum"),
     Unknown("index", _index, "consumers", "read by __getitem__"),
@@ -218,7 +252,7 @@ UNKNOWN = [
     Unknown("twice", _twice, "consumers", "read by mul"),
     Unknown("pre-activation-skip", _pre_skip, "producers", "read by act and linear"),
     Unknown("scaled", _scaled, "producers", "mul stands between"),
-    Unknown("same-producer-twice", _same_producer_twice, "producers", "is used 2 times"),
+    Unknown("same-producer-twice", _same_producer_twice, "producers", "is used in 2 places"),
 ]
 
 
@@ -241,8 +275,8 @@ def test_tied_weights_are_unknown() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
     model[2].weight = model[0].weight
     site = site_of(model, torch.randn(4, 6), "1")
-    assert "0.weight is used 2 times" in site.producers_note
-    assert "0.weight is used 2 times" in site.consumers_note
+    assert site.producers_note == "0.weight is used in 2 places"
+    assert site.consumers_note == "0.weight and 2.bias belong to different modules"
 
 
 def test_a_grouped_convolution_as_reader_is_unknown_and_as_producer_known() -> None:
@@ -272,3 +306,82 @@ def test_wiring_is_printed_in_full() -> None:
     text = str(site_of(mlp(), vectors(), "1").producers)
     assert "0.weight" in text
     assert "0.bias" in text
+
+
+class Parts(nn.Module):
+    """A body and two heads that a training loop may call by themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(12, 8), nn.ReLU())
+        self.head, self.aux = nn.Linear(8, 4), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("root_first", [True, False])
+def test_a_reader_in_any_forward_counts(root_first: bool) -> None:
+    model = Parts()
+    with Watch(model) as watch:
+        calls = [lambda: model(vectors()), lambda: model.aux(model.body(vectors()))]
+        for call in calls if root_first else reversed(calls):
+            call()
+        site = watch.peek()["body.1"].site
+    assert site.consumers == ()
+    assert "code outside the forward" in site.consumers_note
+
+
+def test_weights_tied_across_parts_that_are_called_by_themselves() -> None:
+    model = nn.ModuleList([mlp(), mlp()])
+    model[1][0].weight = model[0][2].weight = nn.Parameter(torch.randn(16, 16))  # type: ignore[index]
+    with Watch(model) as watch:
+        model[0](vectors())
+        model[1](torch.randn(4, 16))
+        report = watch.peek()
+    for name, side in (("0.1", "consumers"), ("0.3", "producers"), ("1.1", "producers")):
+        assert getattr(report[name].site, side) == ()
+        assert "0.2.weight" in getattr(report[name].site, f"{side}_note")
+
+
+def test_one_activation_shared_by_parts_that_are_called_by_themselves() -> None:
+    act = nn.ReLU()
+    model = nn.ModuleList([nn.Sequential(nn.Linear(6, 6), act, nn.Linear(6, 6)) for _ in range(2)])
+    with Watch(model) as watch:
+        for _ in range(2):
+            model[1](model[0](torch.randn(30, 6)))
+        report = watch.peek()
+    assert {name: site.samples for name, site in report.items()} == {"0.1": 60, "1.1": 60}
+    assert names(report["0.1"].site.producers) == ["linear 0.0.weight"]
+    assert names(report["1.1"].site.producers) == ["linear 1.0.weight"]
+
+
+def test_the_same_forward_again_is_no_further_use() -> None:
+    model = Parts()
+    with Watch(model) as watch:
+        for _ in range(3):
+            model(vectors())
+            model(vectors())
+            watch.step()
+        site = watch.peek()["body.1"].site
+    assert names(site.producers) == ["linear body.0.weight"]
+    assert names(site.consumers) == ["linear head.weight"]
+
+
+def test_weight_and_bias_of_different_modules_are_unknown() -> None:
+    class Borrowed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin, self.act, self.head = nn.Linear(12, 8, bias=False), nn.ReLU(), nn.Linear(8, 2)
+            self.ob = nn.Parameter(torch.zeros(8))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.act(nn.functional.linear(x, self.lin.weight, self.ob)))
+
+    site = site_of(Borrowed(), vectors(), "act")
+    assert site.producers_note == "lin.weight and ob belong to different modules"
+
+
+def test_average_pooling_with_padding_is_remembered() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 2, 1))
+    assert site_of(model, images(2), "1").consumers[0].padded

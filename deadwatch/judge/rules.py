@@ -51,12 +51,12 @@ class Rules:
     rare_below: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.min_samples < 1:
+        if not isinstance(self.min_samples, int) or self.min_samples < 1:
             raise ConfigError(
                 f"min_samples is {self.min_samples!r}; expected an integer of 1 or more "
                 "(elements without an open gate before a unit may be called dead)"
             )
-        if not 0 <= self.rare_below <= 1:
+        if not isinstance(self.rare_below, (int, float)) or not 0 <= self.rare_below <= 1:
             raise ConfigError(
                 f"rare_below is {self.rare_below!r}; expected a share between 0 and 1, "
                 "such as 0.01 for one element in a hundred"

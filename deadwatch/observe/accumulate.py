@@ -107,7 +107,7 @@ class SiteState:
     def restart(self, age: Ints) -> None:
         """Begin a window."""
         stats.reset_(self.data)
-        self.samples, self.sampled, self.age = 0, -1, age
+        self.samples, self.sampled, self.age = 0, -1, age.copy()  # a report holds the other
 
     def _follow(self, device: torch.device) -> None:
         if self.data["opened"].device != device:

@@ -19,15 +19,15 @@ from deadwatch.records import Gate
 class Candidate:
     """An activation module of the model, before it has run."""
 
-    path: str
     module: nn.Module
     activation: str
     gate: Gate
+    paths: tuple[str, ...]
 
-    def site_name(self, call: int) -> str:
-        """Name of the module's ``call``-th call in a forward, from 1."""
-        name = self.path or self.activation.lower()
-        return name if call == 1 else f"{name}-{call}"
+    @property
+    def path(self) -> str:
+        """The first of the paths at which the module is registered."""
+        return self.paths[0]
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,15 @@ def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
 
 
 def _activations(model: nn.Module) -> list[Candidate]:
+    paths: dict[nn.Module, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(module, []).append(path)
     found = []
     inside: set[nn.Module] = set()
-    for path, module in model.named_modules():
+    for module, places in paths.items():
         gate = gate_of(module)
         if gate is not None and module not in inside:
-            found.append(Candidate(path, module, _function_name(module), gate))
+            found.append(Candidate(module, _function_name(module), gate, tuple(places)))
             inside.update(module.modules())
     return found
 

@@ -38,7 +38,7 @@ class _Tap:
     """One watched activation module, its call sites so far, and the call in progress."""
 
     candidate: Candidate
-    sites: list[SiteState] = field(default_factory=list)
+    sites: dict[str, SiteState] = field(default_factory=dict)
     calls: int = 0
     current: SiteState | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
@@ -94,10 +94,12 @@ class Taps:
         self._selection = selection
         self._every = every
         self._taps = {c.path: _Tap(c) for c in selection.candidates(model)}
+        self._paths = {module: path for path, module in model.named_modules()}
         self._attached = False
         self._handles: list[RemovableHandle] = []
         self._frame: _Frame | None = None
-        self._tracer: Tracer | None = None
+        self._tracer = Tracer(model)
+        self._tracing = False
         self._modes = ExitStack()
         self._traced: set[nn.Module] = set()
         self._ran: list[SiteState] = []
@@ -134,7 +136,7 @@ class Taps:
             tap = self._taps[candidate.path]
             if tap.candidate.module is not candidate.module:  # a swap took its place
                 tap.candidate = candidate
-                for state in tap.sites:
+                for state in tap.sites.values():
                     state.adopt(candidate)
             self._register(tap)
 
@@ -208,7 +210,8 @@ class Taps:
             # 0 is this function, 1 the hook object, 2 the module call that ran it.
             self._frame = _Frame(module, sys._getframe(2), self._counts(module))
             if self._frame.counted and module not in self._traced:
-                self._tracer = Tracer(self._model.named_parameters())
+                self._tracing = True
+                self._tracer.begin(self._paths[module])
                 self._modes.enter_context(self._tracer)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -228,19 +231,24 @@ class Taps:
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
         # The hook also runs when the forward raised; then the next frame is traced.
-        if self._tracer is None or sys.exc_info()[0] is not None:
+        if not self._tracing or sys.exc_info()[0] is not None:
             return
+        self._end_trace()
         self._traced.add(module)
-        self._tracer.returned(output)
+        self._tracer.finish(output)
         for state in self._ran:
             if self._tracer.saw(state.site.name):
                 state.tracer = self._tracer
 
+    def _end_trace(self) -> None:
+        self._tracer.paused += 1  # harmless, should another mode have been left above it
+        self._modes.close()
+        self._tracing = False
+
     def _drop_trace(self) -> None:
-        if self._tracer is not None:
-            self._tracer.paused += 1  # harmless, should another mode have been left above it
-            self._modes.close()
-            self._tracer = None
+        if self._tracing:
+            self._end_trace()
+            self._tracer.abandon()
 
     # ── one activation call ─────────────────────────────────────────────────────────────
 
@@ -249,7 +257,7 @@ class Taps:
         counted = self._counts(module) if frame is None else frame.counted
         if not counted or torch.compiler.is_compiling():
             return
-        if self._tracer is not None:
+        if self._tracing:
             self._tracer.paused += 1
         try:
             with torch.no_grad():
@@ -264,7 +272,7 @@ class Taps:
         try:
             with torch.no_grad():
                 state.observe_output(output.detach(), self._tick)
-            if self._tracer is not None:
+            if self._tracing:
                 self._tracer.leave_site(state.site.name, output, state.dim)
                 self._tracer.paused -= 1
         except Exception as error:  # as above
@@ -274,16 +282,24 @@ class Taps:
         # Outside of a frame nothing but `step` can tell where the numbering starts again.
         tap.calls = tap.calls + 1 if self._frame is not None or self._reported else 1
         source = args[0] if args else kwargs["input"]
-        if len(tap.sites) < tap.calls:
-            self._add_site(tap, _site(tap.candidate, tap.calls), z, source)
-        tap.current = tap.sites[tap.calls - 1]
-        if self._tracer is not None:
+        site = _site(tap.candidate, tap.calls, self._path_in_frame(tap.candidate))
+        if site.name not in tap.sites:
+            self._add_site(tap, site, z, source)
+        tap.current = tap.sites[site.name]
+        if self._tracing:
             self._tracer.enter_site(tap.current.site.name, source)
         tap.current.observe(z, self._tick, self._every)
 
+    def _path_in_frame(self, candidate: Candidate) -> str:
+        """Where the activation stands below the module of the frame, if it stands in several."""
+        if self._frame is None or len(candidate.paths) == 1:
+            return candidate.path
+        within = f"{self._paths[self._frame.module]}."
+        return next((path for path in candidate.paths if path.startswith(within)), candidate.path)
+
     def _add_site(self, tap: _Tap, site: Site, z: Tensor, source: Tensor) -> None:
         dim = self._selection.dim_of(tap.candidate)
-        if dim is None and self._tracer is not None:
+        if dim is None and self._tracing:
             dim = self._tracer.unit_dim(source)
         if dim is None:
             dim, guessed = assumed_unit_dim(z)
@@ -295,7 +311,7 @@ class Taps:
                     stacklevel=2,
                 )
         state = SiteState.start(site, tap.candidate, z, dim)
-        tap.sites.append(state)
+        tap.sites[site.name] = state
         self._ran.append(state)
 
     def _disable(self, tap: _Tap, error: Exception) -> None:
@@ -337,9 +353,11 @@ class Taps:
                 state.age[units] = 0
 
 
-def _site(candidate: Candidate, call: int = 1) -> Site:
-    name = candidate.site_name(call)
-    return Site(name, candidate.path, call, candidate.activation, candidate.gate)
+def _site(candidate: Candidate, call: int = 1, path: str = "") -> Site:
+    path = path or candidate.path
+    name = path or candidate.activation.lower()
+    name = name if call == 1 else f"{name}-{call}"
+    return Site(name, path, call, candidate.activation, candidate.gate)
 
 
 def _remove(handles: list[RemovableHandle]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,7 @@ class Clinic:
         self, policy: Policy, model: nn.Module, optimizers: OptimizerState, seed: int
     ) -> None:
         self.ledger = Ledger()
+        self.no_swaps = ""
         self._policy = policy
         self._model = model
         self._surgery = Surgery(model)
@@ -79,8 +81,9 @@ class Clinic:
         """Follow up earlier treatments and decide which sites are due."""
         self.ledger.follow(verdict)
         self._window = verdict.window.index
-        modules = [site.site.module for site in verdict.sites.values()]
-        self._calls = {module: modules.count(module) for module in modules}
+        paths = [site.site.module for site in verdict.sites.values()]
+        calls = Counter(id(self._surgery.module(path)) for path in paths)
+        self._calls = {path: calls[id(self._surgery.module(path))] for path in paths}
         self._waiting = [report for report in verdict.sites.values() if self._is_due(report)]
 
     def _is_due(self, report: SiteReport) -> bool:
@@ -118,6 +121,8 @@ class Clinic:
                 continue
             try:
                 plan = remedy.plan(self._case(remedy, report, units))
+                if plan.swap is not None and self.no_swaps:
+                    raise CannotTreat(self.no_swaps)
             except CannotTreat as reason:
                 refused.append(
                     Refusal(remedy.name, report.site.name, units, self._window, str(reason))
@@ -166,4 +171,4 @@ class Clinic:
             if self._optimizers.owner(parameter) is None and producers:
                 assert producers[0].weight is not None
                 beside = self._surgery.tensor(producers[0].weight)
-                self._optimizers.insert(parameter, beside, list(self._model.parameters()))
+                self._optimizers.insert(parameter, beside, dict(self._model.named_parameters()))

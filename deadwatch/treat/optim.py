@@ -9,7 +9,7 @@ live rows instead. Where no row is live the second moment stays.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,24 +82,27 @@ class OptimizerState:
                 shape[restart.axis] = len(index)
                 value.index_copy_(restart.axis, index, typical.expand(shape).contiguous())
 
-    def insert(self, new: nn.Parameter, beside: Tensor, order: Sequence[Tensor]) -> None:
+    def insert(self, new: nn.Parameter, beside: Tensor, order: Mapping[str, Tensor]) -> None:
         """Hand a new parameter to the optimizer that owns ``beside``, in the same group.
 
         Args:
             new: The parameter to add.
             beside: A parameter of the group that is to take it.
-            order: All parameters of the model in ``parameters()`` order, ``new`` included. The
-                new one takes its place in that order, so that a resumed run, which builds its
-                optimizer from ``parameters()``, finds each state where it belongs.
+            order: All parameters of the model by name in ``parameters()`` order, ``new``
+                included. The new one takes its place in that order, so that a resumed run, which
+                builds its optimizer from ``parameters()``, finds each state where it belongs.
         """
         optimizer = self.owner(beside)
         assert optimizer is not None
-        rank = {id(parameter): position for position, parameter in enumerate(order)}
+        rank = {id(parameter): position for position, parameter in enumerate(order.values())}
+        names = {id(parameter): name for name, parameter in order.items()}
         for group in optimizer.param_groups:
             params = group["params"]
             if any(owned is beside for owned in params):
                 ahead = [p for p in params if rank.get(id(p), -1) < rank[id(new)]]
                 params.insert(len(ahead), new)
+                if "param_names" in group:
+                    group["param_names"].insert(len(ahead), names[id(new)])
 
     def _warn_unknown(self, optimizer: Optimizer) -> None:
         if type(optimizer) not in self._warned:

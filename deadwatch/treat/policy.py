@@ -32,14 +32,17 @@ class Policy:
     cooldown: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.when, (int, float)) or not 0 <= self.when <= 1:
+        if isinstance(self.when, bool) or not isinstance(self.when, (int, float)):
+            raise ConfigError(f"when is {self.when!r}; expected a dead ratio between 0 and 1")
+        if not 0 <= self.when <= 1:
             raise ConfigError(
                 f"when is {self.when!r}; expected a dead ratio between 0 and 1, such as 0.1 "
                 "to treat a layer once a tenth of its units are dead"
             )
-        require_number("patience", self.patience, 1, "windows in a row")
-        require_number("cooldown", self.cooldown, 0, "windows without treatment")
-        if not self.ladder or not all(isinstance(remedy, Remedy) for remedy in self.ladder):
+        require_number("patience", self.patience, 1, "windows in a row", whole=True)
+        require_number("cooldown", self.cooldown, 0, "windows without treatment", whole=True)
+        given = self.then if isinstance(self.then, (list, tuple)) else [self.then]
+        if not given or not all(isinstance(remedy, Remedy) for remedy in given):
             raise ConfigError(
                 f"then is {self.then!r}; expected a remedy such as Recycle(), or several in a list"
             )

@@ -164,6 +164,10 @@ def silence(case: Case, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Res
 def _fold(case: Case, wire: Wire) -> Iterator[Edit]:
     """Move the units' mean contribution into the reader's bias."""
     mean = case.report.mean_out[case.units]
+    low, high = case.report.min[case.units], case.report.max[case.units]
+    gate = case.report.site.gate
+    if gate.inside and ((low <= gate.low) & (high >= gate.high)).any():
+        raise CannotTreat("quiet treatment is not possible: its output flips between two values")
     if not mean.any():
         return
     if np.isnan(mean).any() or wire.bias is None or wire.padded:
@@ -198,14 +202,30 @@ def require_separable(case: Case) -> None:
             )
 
 
-def require_number(name: str, value: float, low: float, hint: str) -> None:
+def require_number(name: str, value: object, low: float, hint: str, *, whole: bool = False) -> None:
     """Check an argument at construction.
 
     Raises:
-        ConfigError: It is below ``low`` or not a number.
+        ConfigError: It is below ``low``, or not a (whole) finite number.
     """
-    if not isinstance(value, (int, float)) or not value >= low or value == float("inf"):
-        raise ConfigError(f"{name} is {value!r}; expected a number of {low} or more ({hint})")
+    kind = int if whole else (int, float)
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not low <= value < float("inf"):  # type: ignore[operator]
+        what = "a whole number" if whole else "a number"
+        raise ConfigError(f"{name} is {value!r}; expected {what} of {low} or more ({hint})")
+
+
+def require_quiet(value: object) -> None:
+    """Check the ``quiet`` argument that several remedies share.
+
+    Raises:
+        ConfigError: It is not True, False or None.
+    """
+    if value is not None and not isinstance(value, bool):
+        raise ConfigError(
+            f"quiet is {value!r}; expected True (insist), False (textbook form) or None (quiet "
+            "where all readers are known)"
+        )
 
 
 @contextmanager
@@ -222,8 +242,14 @@ def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """Parameters as the module's own ``reset_parameters`` would draw them, on the CPU.
 
     Raises:
-        CannotTreat: The module has no ``reset_parameters``.
+        CannotTreat: The module has no ``reset_parameters``, or one that may reach further than
+            its own parameters.
     """
+    if module._modules or module._buffers:
+        raise CannotTreat(
+            f"{type(module).__name__} holds more than its own parameters, which its "
+            "reset_parameters may reach"
+        )
     clone = copy.copy(module)
     clone._parameters = {
         name: None if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype))

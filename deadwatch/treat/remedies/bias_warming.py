@@ -14,7 +14,15 @@ from torch import Tensor
 from deadwatch.errors import ConfigError
 from deadwatch.records import Floats, Ints
 from deadwatch.treat.optim import Restart
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, require_number, silence
+from deadwatch.treat.remedies.base import (
+    CannotTreat,
+    Case,
+    Plan,
+    Remedy,
+    require_number,
+    require_quiet,
+    silence,
+)
 from deadwatch.treat.surgery import Edit, Surgery
 
 
@@ -52,14 +60,15 @@ class BiasWarming(Remedy):
     def __post_init__(self) -> None:
         if self.gamma != "auto":
             require_number("gamma", self.gamma, 0, 'or "auto" for one per unit')
-        require_number("hold", self.hold, 0, "training steps at full strength")
-        require_number("anneal", self.anneal, 1, "training steps until it is gone")
-        if not self.deepest > 0:
+        require_quiet(self.quiet)
+        require_number("hold", self.hold, 0, "training steps at full strength", whole=True)
+        require_number("anneal", self.anneal, 1, "training steps until it is gone", whole=True)
+        if not isinstance(self.deepest, (int, float)) or not self.deepest > 0:
             raise ConfigError(
                 f"deepest is {self.deepest!r}; expected a number above 0 (standard deviations of "
                 "the live units), or infinity for no limit"
             )
-        if not 0 < self.open_share < 1:
+        if not isinstance(self.open_share, float) or not 0 < self.open_share < 1:
             raise ConfigError(
                 f"open_share is {self.open_share!r}; expected a share above 0 and below 1, "
                 "such as 0.25 to open the gate on a quarter of the samples"
@@ -139,6 +148,9 @@ class Warming:
     ) -> None:
         self.bias = bias
         self.rows = rows
+        self._own = own
+        self._last = warm
+        self._unmoved = torch.ones(len(rows), dtype=torch.bool, device=own.device)
         self._added = _exact(warm) - _exact(own)
         self._owed = self._added.clone()
         self._hold = hold
@@ -156,10 +168,14 @@ class Warming:
         left = max(0.0, 1 - max(0, self._steps - self._hold) / self._anneal)
         if left < 1:
             now = surgery.rows(self.bias, self.rows)
+            self._unmoved &= now == self._last
             lower = (_exact(now) - (self._owed - self._added * left)).to(now.dtype)
+            if left == 0:  # a bias that nothing else has moved returns to its very bits
+                lower = torch.where(self._unmoved, self._own, lower)
             surgery.put(Edit(self.bias, 0, self.rows, lower))
             # Rounding may take out a little more or less: owe the difference, exactly.
             self._owed -= _exact(now) - _exact(lower)
+            self._last = lower
         return left == 0
 
 

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from deadwatch.activations import SwappedActivation, UnitPReLU
 from deadwatch.errors import ConfigError
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, silence
+from deadwatch.treat.optim import KNOWN
+from deadwatch.treat.remedies.base import (
+    CannotTreat,
+    Case,
+    Plan,
+    Remedy,
+    require_number,
+    require_quiet,
+    silence,
+)
 
 _BUILD: dict[str, Callable[[int, int, float | None], nn.Module]] = {
     "leaky_relu": lambda units, dim, slope: nn.LeakyReLU(0.01 if slope is None else slope),
@@ -45,7 +54,8 @@ class Swap(Remedy):
     quiet: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.to not in _BUILD:
+        require_quiet(self.quiet)
+        if not isinstance(self.to, str) or self.to not in _BUILD:
             known = ", ".join(repr(name) for name in _BUILD)
             raise ConfigError(f"to is {self.to!r}; expected one of {known}")
         if self.only not in ("dead", "all"):
@@ -55,6 +65,8 @@ class Swap(Remedy):
                 f"slope is {self.slope!r}, but {self.to!r} has none; "
                 "leave it out, or swap to 'leaky_relu' or 'prelu'"
             )
+        if self.slope is not None:
+            require_number("slope", self.slope, -1, "on the closed side, such as 0.01")
         if self.only == "all" and self.quiet:
             raise ConfigError(
                 "quiet is True, but only='all' changes live units too; use only='dead'"
@@ -74,10 +86,12 @@ class Swap(Remedy):
             raise CannotTreat("a GLU halves its input; nothing element-wise can take its place")
         if not site.gate.inside or site.gate.high != math.inf or site.gate.low == -math.inf:
             raise CannotTreat(f"{site.activation} does not close towards low inputs alone")
-        if self.to == "prelu":
-            case.require_trainable(case.producer().weight)  # its optimizer takes the slopes
         assert site.unit_dim is not None
         old = case.surgery.module(site.module)
+        if not isinstance(old, SwappedActivation) and any(True for _ in old.parameters()):
+            raise CannotTreat(f"{site.module} has parameters of its own that a swap would lose")
+        if self.to == "prelu":
+            self._require_room_for_slopes(case)
         edits, restarts, quiet = silence(case, False if self.only == "all" else self.quiet)
         return Plan(
             self.name,
@@ -88,6 +102,15 @@ class Swap(Remedy):
             quiet=quiet,
             note=f"{site.activation} → {self.to} on {self._extent(case)}",
         )
+
+    def _require_room_for_slopes(self, case: Case) -> None:
+        """The optimizer of the producer takes the slopes; some cannot take a parameter."""
+        weight = case.producer().weight
+        case.require_trainable(weight)
+        assert weight is not None
+        owner = case.optimizers.owner(case.surgery.tensor(weight))
+        if not isinstance(owner, KNOWN):
+            raise CannotTreat(f"{type(owner).__name__} cannot take a new parameter in mid-training")
 
     def _extent(self, case: Case) -> str:
         return "all units" if self.only == "all" else f"{len(case.units)} units"

@@ -17,6 +17,7 @@ from deadwatch.treat.remedies.base import (
     fresh_like,
     private_random,
     require_number,
+    require_quiet,
     require_separable,
     silence,
 )
@@ -43,6 +44,7 @@ class ThermalKick(Remedy):
     quiet: bool | None = None
 
     def __post_init__(self) -> None:
+        require_quiet(self.quiet)
         require_number("scale", self.scale, 0, "standard deviations of the live units' parameters")
 
     def plan(self, case: Case) -> Plan:

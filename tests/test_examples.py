@@ -1,0 +1,72 @@
+"""What the README tells people to run does run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import overhead, remedies
+from examples import digits
+from tests.fitting import lightning_remarks
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_demo_trains_prints_its_table_and_writes_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with lightning_remarks():
+        runs = digits.main(["--seeds", "1", "--epochs", "8", "--out", str(tmp_path)])
+    (watched,), (treated,) = runs["watched"], runs["ladder"]
+    assert treated.accuracy > watched.accuracy + 0.2
+    assert treated.treated
+    assert not watched.treated
+    printed = capsys.readouterr().out
+    assert "| held-out accuracy" in printed
+    assert f"tensorboard --logdir {tmp_path}" in printed
+    assert {path.parent.parent.name for path in tmp_path.rglob("events.*")} == {
+        "watched",
+        "ladder",
+    }
+
+
+def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    remedies.main(["--seeds", "1", "--epochs", "2", "--only", "none", "Recycle()"])
+    printed = capsys.readouterr().out
+    assert re.search(r"\| Recycle\(\) +\|", printed)
+
+
+def test_the_overhead_table_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overhead.main(["--rounds", "1", "--steps", "2", "--out", str(tmp_path / "overhead.json")])
+    assert "| MLP" in capsys.readouterr().out
+    assert (tmp_path / "overhead.json").exists()
+
+
+def blocks(language: str) -> list[str]:
+    text = (ROOT / "README.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    torch.manual_seed(0)
+    x = torch.randn(400, 8)
+    data = TensorDataset(x, x[:, :3].argmax(1))
+    scope: dict[str, Any] = {
+        "model": nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)),
+        "loader": DataLoader(data, batch_size=50),
+        "loss_function": nn.functional.cross_entropy,
+        "__name__": "readme",
+    }
+    scope["optimizer"] = torch.optim.Adam(scope["model"].parameters())
+    plain = [block for block in blocks("python") if "lightning" not in block]
+    assert len(plain) >= 2
+    for block in plain:
+        exec(compile(block, "README.md", "exec"), scope)
+    assert "DoubleBias" in str(scope.keys())

@@ -1,0 +1,178 @@
+"""Event files of a plain loop, read back with TensorBoard's own reader."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from deadwatch import Recycle, Rules, TensorBoardView, Watch
+from deadwatch.errors import UnseenSiteWarning
+from deadwatch.show.console import ConsoleView
+from deadwatch.show.tensorboard import LAYOUT, scalars, tag, treatments_text
+from tests.clinic import Patient
+
+
+def write(tmp_path: Path, patient: Patient, watch: Watch, windows: int = 2) -> EventAccumulator:
+    with SummaryWriter(tmp_path) as writer, watch:
+        view = TensorBoardView(writer)
+        for _ in range(windows):
+            patient.train(5, watch)
+            view(watch.close_window())
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    return events
+
+
+def test_a_plain_loop_writes_curves_layout_and_treatments(tmp_path: Path) -> None:
+    patient = Patient.of()
+    events = write(tmp_path, patient, patient.watch(Recycle(), cooldown=9))
+    tags = ["deadwatch/dead_ratio"]
+    tags += [f"deadwatch/{kind}/1" for kind in ("dead_ratio", "mean", "open_fraction", "std")]
+    assert sorted(events.Tags()["scalars"]) == tags
+    for name in tags:
+        assert [event.step for event in events.Scalars(name)] == [4, 9]
+    values = [event.value for event in events.Scalars("deadwatch/dead_ratio/1")]
+    assert values == pytest.approx([3 / 16, 0])
+    assert len(events.Tensors("custom_scalars__config__")) == 1
+    assert [event.step for event in events.Tensors("deadwatch/treatments/text_summary")] == [4]
+
+
+def test_what_was_not_measured_has_no_point() -> None:
+    model = nn.ModuleList([nn.Sequential(nn.Linear(3, 4), nn.ReLU()) for _ in range(2)])
+    with Watch(model) as watch:
+        model[0](torch.randn(400, 3))
+        with pytest.warns(UnseenSiteWarning, match=r"1\.1"):
+            points = scalars(watch.close_window())
+    assert "deadwatch/dead_ratio/0.1" in points
+    assert not [name for name in points if name.endswith("/1.1")]
+    assert all(math.isfinite(value) for value in points.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "legal"),
+    [
+        ("layer1.0.relu-2", "layer1.0.relu-2"),
+        ("<img onerror=x>", "_3c_img_20_onerror_3d_x_3e_"),
+        ("a b", "a_20_b"),
+        ("größe", "größe"),
+    ],
+)
+def test_any_module_name_becomes_a_legal_tag(name: str, legal: str) -> None:
+    assert tag(name) == legal
+
+
+def test_odd_module_names_reach_the_event_file(tmp_path: Path) -> None:
+    patient = Patient.of()
+    odd = nn.Sequential()
+    for name, child in zip(("in", "<img onerror=x>", "h"), patient.model[:3], strict=True):
+        odd.add_module(name, child)
+    patient.model = odd
+    patient.optimizer = torch.optim.SGD(odd.parameters(), lr=0.1)
+    patient.site = "<img onerror=x>"
+    events = write(tmp_path, patient, patient.watch(Recycle()), windows=1)
+    assert "deadwatch/mean/_3c_img_20_onerror_3d_x_3e_" in events.Tags()["scalars"]
+
+
+def test_the_charts_of_the_layout_show_every_site_in_a_real_tensorboard(tmp_path: Path) -> None:
+    """Asks a running TensorBoard's custom-scalars plugin, as its page does."""
+    patient = Patient.of()
+    watch = Watch(patient.model, rules=Rules(min_samples=1))
+    write(tmp_path / "run", patient, watch)
+    with tensorboard(tmp_path) as url:
+        layout = _until(f"{url}data/plugin/custom_scalars/layout")
+        charts = {c["title"]: c["multiline"]["tag"] for c in layout["category"][0]["chart"]}
+        shown = {}
+        for title, (pattern,) in charts.items():
+            query = urllib.parse.urlencode({"run": "run", "tag": pattern})
+            answer = _get(f"{url}data/plugin/custom_scalars/scalars?{query}")
+            shown[title] = set(answer["tag_to_events"])
+    assert set(charts) == set(LAYOUT["deadwatch"])
+    assert shown == {
+        "dead ratio": {"deadwatch/dead_ratio", "deadwatch/dead_ratio/1", "deadwatch/dead_ratio/3"},
+        "open fraction": {"deadwatch/open_fraction/1", "deadwatch/open_fraction/3"},
+        "pre-activation mean": {"deadwatch/mean/1", "deadwatch/mean/3"},
+        "pre-activation std": {"deadwatch/std/1", "deadwatch/std/3"},
+    }
+
+
+@contextmanager
+def tensorboard(logdir: Path) -> Iterator[str]:
+    """A TensorBoard of its own process, and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--reload_interval", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return json.load(answer)
+
+
+def _until(url: str) -> Any:
+    """Ask until there is an answer with data in it: the server loads runs in the background."""
+    for _ in range(120):
+        try:
+            if found := _get(url):
+                return found
+        except (ConnectionError, urllib.error.URLError):
+            pass  # not listening yet
+        time.sleep(0.5)
+    raise AssertionError(f"{url} never answered with data")
+
+
+def test_treatments_read_as_markdown() -> None:
+    patient = Patient.of()
+    report, _ = patient.treated(Recycle())
+    text = treatments_text(report)
+    assert text.startswith("- **Recycle** on 3 units of `1` (quiet): rows of 0 drawn afresh.")
+    assert text.endswith("Units 0, 1, 2")
+
+
+def test_names_are_data_in_markdown() -> None:
+    patient = Patient.of()
+    report, _ = patient.treated(Recycle())
+    treatment = report.treatments[0]
+    object.__setattr__(treatment, "site", "a`b")
+    assert "`a'b`" in treatments_text(report)
+
+
+def test_the_console_is_silent_when_nothing_changes() -> None:
+    patient = Patient.of()
+    watch = patient.watch(Recycle(), when=1.0)
+    view = ConsoleView()
+    with watch:
+        lines = []
+        for window in range(3):
+            patient.model(patient.x)
+            lines.append(view.verdict(watch.close_window(), f"window {window}"))
+    assert lines[0] is not None
+    assert re.match(r"deadwatch window 0: 18\.8% dead \(3/16 units, \+3\)", lines[0])
+    assert lines[1:] == [None, None]
+    assert np.isfinite(view._dead)
