@@ -31,6 +31,10 @@ class AmbiguousUnitDimWarning(DeadwatchWarning):
     """Which axis of an activation holds its units could not be told and was assumed."""
 
 
+class UnknownWiringWarning(DeadwatchWarning):
+    """Which layers produce and read a site's units could not be followed."""
+
+
 class OptimizerStateWarning(DeadwatchWarning):
     """Parameters were treated, but the optimizer's state for them was left as it was."""
 

@@ -142,6 +142,13 @@ class SiteSnapshot:
         """Number of units, 0 if the site has never run."""
         return len(self.age)
 
+    @property
+    def opened(self) -> Bools:
+        """Which gates are known to have been open in the window (C,)."""
+        # Where a NaN hid a batch from the exact check, the sampled count may still have seen it.
+        known: Bools = self.data["opened"] | (self.data["open"] > 0)
+        return known
+
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:

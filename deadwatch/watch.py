@@ -136,6 +136,11 @@ class Watch:
         self._taps.attach()
         return self
 
+    @property
+    def attached(self) -> bool:
+        """Whether hooks are on the model."""
+        return self._taps.attached
+
     def detach(self) -> None:
         """Take every hook off the model; does nothing if none is on."""
         attached, clinic = self._taps.attached, self._clinic
@@ -148,6 +153,10 @@ class Watch:
                 UnfinishedCourseWarning,
                 stacklevel=2,
             )
+
+    def suspend(self) -> None:
+        """Take the hooks off for a while, say for an evaluation; `attach` puts them back."""
+        self._taps.detach()
 
     def __enter__(self) -> Watch:
         return self.attach()

@@ -45,7 +45,7 @@ def test_whatever_moves_the_bias_meanwhile_the_schedule_writes_nothing_in_sum(
     bias = patient.model[0].bias
     assert isinstance(bias, torch.Tensor)
     start = bias[DEAD].detach().double()
-    report, watch = patient.treated(BiasWarming(hold=2, anneal=30, quiet=False))
+    _, watch = patient.treated(BiasWarming(hold=2, anneal=30, quiet=False))
     written = bias[DEAD].detach().double() - start
     assert (written > 5).all()
     for _ in range(32):

@@ -5,20 +5,28 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from deadwatch import DeadwatchWarning, Rules, State, Watch
 from deadwatch.errors import (
     AmbiguousUnitDimWarning,
     NoSiteWarning,
     SiteDisabledWarning,
+    UnknownWiringWarning,
     UnseenSiteWarning,
 )
 from tests.nets import SharedReLU, mlp
@@ -301,9 +309,12 @@ def test_what_did_not_run_is_unseen_and_warned_of() -> None:
 
 def test_a_model_without_activations_is_warned_of() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
-    with pytest.warns(NoSiteWarning, match="holds no activation module"), Watch(model) as watch:
-        model(torch.randn(3, 2))
-        report = watch.close_window()
+    watch = Watch(model)
+    with pytest.warns(NoSiteWarning, match="holds no activation module"):
+        watch.attach()
+    model(torch.randn(3, 2))
+    report = watch.close_window()
+    watch.detach()
     assert len(report) == 0
     assert np.isnan(report.dead_ratio)
 
@@ -383,6 +394,205 @@ def test_memory_does_not_grow_with_steps() -> None:
             watch.step()
             sizes.append(len(pickle.dumps([state.data for state in watch._taps._ran])))
         assert len(set(sizes)) == 1
+
+
+def test_an_interrupt_in_one_part_does_not_count_the_evaluation_of_another() -> None:
+    class Body(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.fail = mlp(), False
+
+        def forward(self, x: Tensor) -> Any:
+            if self.fail:
+                raise KeyboardInterrupt("stop")
+            return self.body(x)
+
+    model = Body()
+    with Watch(model) as watch:
+        model(X)
+        model.fail = True
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            model(X)
+        model.eval()
+        with torch.no_grad():
+            for _ in range(3):
+                model.body(X)
+        assert samples(watch) == {"body.1": 8, "body.3": 8}
+
+
+def test_an_interrupt_leaves_other_function_modes_as_they_were() -> None:
+    model = mlp()
+    handle = model[2].register_forward_pre_hook(_interrupt)
+    with Watch(model):
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            model(X)
+        handle.remove()
+        with torch.device("meta"):
+            model(X)
+            assert torch.zeros(1).device.type == "meta"
+        assert torch.zeros(1).device.type == "cpu"
+    assert torch._C._len_torch_function_stack() == 0
+
+
+def test_a_backward_inside_the_forward_does_not_count_its_recomputation() -> None:
+    class Forces(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Any:
+            x = x.clone().requires_grad_()
+            energy: Any = checkpoint(self.body, x, use_reentrant=False)
+            return torch.autograd.grad(energy.sum(), x, create_graph=True)[0]
+
+    with Watch(Forces()) as watch:
+        watch._model(X).sum().backward()
+        assert samples(watch) == {"body.1": 8, "body.3": 8}
+
+
+def test_selective_checkpointing_keeps_its_gradients() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act, self.down = nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.act(self.up(x))
+            return self.down(h) * (h + 1).amax(0)
+
+    def policy(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+        save = op is torch.ops.aten.amax.default
+        return CheckpointPolicy.MUST_SAVE if save else CheckpointPolicy.PREFER_RECOMPUTE
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block())
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        contexts = partial(create_selective_checkpoint_contexts, policy)
+        out: Any = checkpoint(model[0], X, use_reentrant=False, context_fn=contexts)
+        out.sum().backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    with Watch(model, stats_every_n_steps=1):
+        for one, two in zip(gradients(), expected, strict=True):
+            assert torch.equal(one, two)
+
+
+def test_a_frozen_transformer_in_eval_mode_keeps_its_fast_path() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, "relu", batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2)
+            self.head = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 1))
+
+        def forward(self, x: Tensor, mask: Tensor) -> Any:
+            self.encoder.eval()
+            with torch.no_grad():
+                features = self.encoder(x, src_key_padding_mask=mask)
+            return self.head(features.mean(1))
+
+    torch.manual_seed(0)
+    model, x = Frozen(), torch.randn(3, 6, 16)
+    mask = torch.zeros(3, 6, dtype=torch.bool)
+    mask[0, 3:] = True
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested tensors.*")
+        expected = model(x, mask)
+        with Watch(model) as watch:
+            assert torch.equal(model(x, mask), expected)
+            note = watch.peek()["head.1"].site.producers_note
+    assert note == "a TransformerEncoder in eval mode cannot be traced"
+
+
+def test_lazy_layers_are_watched_from_their_first_forward() -> None:
+    model = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+    with Watch(model) as watch:
+        model(X)
+        model(X)
+        site = watch.peek()["1"]
+    assert site.samples == 16
+    assert site.site.consumers[0].weight == "2.weight"
+
+
+def test_what_cannot_be_followed_disturbs_no_forward() -> None:
+    @dataclass
+    class Output:
+        logits: Tensor
+        itself: Any = None
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = mlp()
+
+        def forward(self, x: Tensor) -> Any:
+            output = Output(self.body(x))
+            output.itself = output
+            nested = torch.nested.as_nested_tensor([x[0], x[1, :3]])
+            return output, nested * 2
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*nested.*prototype")
+        with Watch(Odd()) as watch:
+            with pytest.warns(UnknownWiringWarning, match="following the data failed"):
+                watch._model(X)
+            watch._model(X)
+            report = watch.peek()
+    assert report["body.1"].samples == 16
+    assert "following the data failed" in report["body.1"].site.producers_note
+
+
+def test_a_name_that_looks_like_a_second_call_is_kept_apart() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+            self.add_module("relu-2", nn.ReLU())
+
+        def forward(self, x: Tensor) -> Any:
+            return self.get_submodule("relu-2")(self.relu(self.relu(x)))
+
+    with Watch(Named()) as watch:
+        watch._model(X)
+        assert samples(watch) == {"relu": 8, "relu--2": 8, "relu-2": 8}
+
+
+def test_batched_and_unbatched_convolutions_share_their_axis() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU())
+    with torch.no_grad():
+        model[0].bias[0] = -1000  # type: ignore[index]
+    with Watch(model, rules=Rules(min_samples=1)) as watch:
+        model(torch.randn(40, 3, 10))
+        for _ in range(10):
+            model(torch.randn(3, 6))
+        site = watch.peek()["1"]
+    assert (site.samples, site.site.unit_dim) == (460, 1)
+    assert [int(unit) for unit in np.flatnonzero(site.dead)] == [0]
+
+
+def test_inside_an_except_block_everything_is_as_usual() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        try:
+            raise ValueError("out of memory, say")
+        except ValueError:
+            model(X)
+        assert watch.peek()["1"].site.consumers
+
+
+def test_two_watches_do_not_see_each_other() -> None:
+    model = mlp()
+    with Watch(model) as one, Watch(model) as two:
+        model(X)
+        for watch in (one, two):
+            site = watch.peek()["1"]
+            assert site.samples == 8
+            assert site.site.producers
+            assert site.site.consumers
 
 
 @pytest.fixture(autouse=True)

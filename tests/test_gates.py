@@ -44,6 +44,8 @@ ACTIVATIONS = [
     nn.ReLU(),
     nn.ReLU6(),
     nn.RReLU(),
+    nn.CELU(30.0),
+    nn.Softplus(0.05),
     nn.SELU(),
     nn.SiLU(),
     nn.Sigmoid(),
@@ -65,7 +67,7 @@ def expected_open(gate: Gate, z: Tensor) -> Tensor:
 
 
 def grid_for(gate: Gate) -> Tensor:
-    points = [torch.linspace(-40, 40, 8001)]
+    points = [torch.linspace(-400, 400, 8001)]
     for end in (gate.low, gate.high):
         if math.isfinite(end):
             points.append(end + torch.tensor([-1e-2, -1e-4, 1e-4, 1e-2]))
@@ -127,6 +129,12 @@ def test_subclasses_are_recognised_and_layers_are_not() -> None:
     assert gate_of(Mine()) == Gate(0.0, math.inf)
     assert gate_of(nn.Linear(2, 2)) is None
     assert gate_of(nn.Softmax(-1)) is None
+
+
+def test_a_random_slope_lets_gradient_through() -> None:
+    gate = gate_of(nn.RReLU(0.0, 0.5))
+    assert gate is not None
+    assert gate.always_open
 
 
 def test_glu_is_gated_by_the_half_that_multiplies() -> None:

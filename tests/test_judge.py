@@ -163,6 +163,31 @@ def test_nan_is_flagged_and_not_called_dead() -> None:
     assert [State(value) for value in report.state] == [State.DEAD, State.UNCERTAIN, State.DEAD]
 
 
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Hardtanh, nn.Sigmoid, nn.Hardshrink])
+def test_nan_alone_is_never_evidence(act: Any) -> None:
+    model = nn.Sequential(act())
+    with Watch(model) as watch:
+        model(torch.full((400, 2), math.nan))
+        first = watch.close_window()["0"]
+        model(-torch.ones(1, 2))
+        second = watch.close_window()["0"]
+    assert (first.state == State.UNCERTAIN).all()
+    assert (second.state != State.DEAD).all()
+
+
+def test_one_nan_does_not_hide_that_a_unit_lives() -> None:
+    z = torch.ones(400, 1)
+    z[3] = math.nan
+    with Watch(nn.Sequential(nn.ReLU())) as watch:
+        watch._model(z)
+        first = watch.close_window()["0"]
+        watch._model(-torch.ones(5, 1))
+        second = watch.close_window()["0"]
+    assert State(first.state[0]) == State.ALIVE
+    assert State(second.state[0]) == State.UNCERTAIN
+    assert int(second.age[0]) == 5
+
+
 def test_a_silent_layer_is_wholly_dormant() -> None:
     assert watched(torch.full((500, 3), -1.0))["0"].dormancy.tolist() == [0, 0, 0]
 

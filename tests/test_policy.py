@@ -10,8 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from deadwatch import BiasWarming, CannotTreat, Case, ConfigError, Plan, Policy, Recycle, Remedy
-from deadwatch import Rules, Swap, ThermalKick, Watch, WindowReport
+from deadwatch import (
+    BiasWarming,
+    CannotTreat,
+    Case,
+    ConfigError,
+    Plan,
+    Policy,
+    Recycle,
+    Remedy,
+    Rules,
+    Swap,
+    ThermalKick,
+    Watch,
+    WindowReport,
+)
 from deadwatch.treat.policy import PRESETS
 from deadwatch.treat.remedies.base import silence
 from tests.clinic import DEAD, Patient
@@ -214,7 +227,7 @@ def test_a_remedy_of_your_own_in_a_few_lines() -> None:
 
             weight = case.producer().weight
             assert weight is not None
-            edits, restarts, quiet = silence(case, None)
+            edits, restarts, _ = silence(case, None)
             zero = torch.zeros_like(case.surgery.rows(weight, case.units))
             return Plan(
                 self.name, case.units, (*edits, Edit(weight, 0, case.units, zero)), restarts
@@ -300,7 +313,7 @@ def test_a_bad_watch_raises_at_construction(arguments: dict[str, Any], message: 
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(ConfigError, match="model is 'list'; expected a torch.nn.Module"):
+    with pytest.raises(ConfigError, match=r"model is 'list'; expected a torch\.nn\.Module"):
         Watch([1])  # type: ignore[arg-type]
 
 

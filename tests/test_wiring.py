@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from deadwatch import Watch
@@ -235,7 +236,65 @@ def _two_modules(net: Net, x: Tensor) -> Any:
     return net.down(net.act(nn.functional.linear(x, net.up.weight, net.other.weight[0] * 0)))
 
 
+def _written_into(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x).clone()
+    h[:, :4] = net.other(h)
+    return net.down(h)
+
+
+def _copied_out(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    buffer = torch.zeros_like(x[:, :8])
+    buffer[:] = h
+    net.__dict__["buffer"] = buffer
+    return net.down(h)
+
+
+def _pooled_units(net: Net, x: Tensor) -> Any:
+    return net.down(nn.functional.avg_pool1d(_hidden(net, x), 3, 1, 1))
+
+
+def _pooled_before(net: Net, x: Tensor) -> Any:
+    return net.down(net.act(nn.functional.max_pool1d(net.up(x), 3, 1, 1)))
+
+
+def _overwritten_before(net: Net, x: Tensor) -> Any:
+    z = net.up(x)
+    z[:, :4] = 1
+    return net.down(net.act(z))
+
+
+def _scripted_before(net: Net, x: Tensor) -> Any:
+    z = net.up(x)
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        reader = torch.jit.script(torch.nn.Tanh())
+    return net.down(net.act(z)) + reader(z).sum()
+
+
+def _kept_before(net: Net, x: Tensor) -> Any:
+    z = net.up(x)
+    net.__dict__["kept"] = z
+    return net.down(net.act(z))
+
+
+def _hidden_behind_no_grad(net: Net, x: Tensor) -> Any:
+    h = _hidden(net, x)
+    with torch.no_grad():
+        net.other(h)
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        reader = torch.jit.script(torch.nn.Tanh())
+    return SimpleNamespace(y=reader(h).sum())
+
+
 UNKNOWN = [
+    Unknown("written-into", _written_into, "consumers", "read by __setitem__"),
+    Unknown("copied-out", _copied_out, "consumers", "read by __setitem__"),
+    Unknown("pooled-units", _pooled_units, "consumers", "read by avg_pool1d"),
+    Unknown("pooled-before", _pooled_before, "producers", "no known operation"),
+    Unknown("overwritten-before", _overwritten_before, "producers", "read by __setitem__ and"),
+    Unknown("scripted-before", _scripted_before, "producers", "an operation that is not seen"),
+    Unknown("kept-before", _kept_before, "producers", "kept in a dict by the forward"),
+    Unknown("behind-no-grad", _hidden_behind_no_grad, "consumers", "that is not seen"),
     Unknown("scripted", _scripted, "consumers", "an operation that is not seen"),
     Unknown("stashed", _stashed, "consumers", "kept in a dict by the forward"),
     Unknown("stashed-view", _stashed_view, "consumers", "kept in a list by the forward"),
@@ -385,3 +444,79 @@ def test_weight_and_bias_of_different_modules_are_unknown() -> None:
 def test_average_pooling_with_padding_is_remembered() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(3, 1, 1), nn.Conv2d(4, 2, 1))
     assert site_of(model, images(2), "1").consumers[0].padded
+
+
+def test_a_way_taken_only_later_is_traced_as_well() -> None:
+    def warming_up(net: Net, x: Tensor) -> Any:
+        h = net.act(net.up(x))
+        return net.down(h) + net.other(h) if net.late else net.down(h)
+
+    model = Net(warming_up)
+    model.late = False  # type: ignore[assignment]
+    with Watch(model) as watch:
+        for window in range(5):
+            model(vectors())
+            site = watch.close_window()["act"].site
+            assert len(site.consumers) == (2 if window == 4 else 1)
+            model.late = window >= 2  # type: ignore[assignment]
+
+
+def test_readers_in_a_hook_of_the_user_are_seen() -> None:
+    model = mlp()
+    aux, losses = nn.Linear(16, 2), []
+    model.add_module("aux", aux)
+    model[1].register_forward_hook(lambda m, a, h: losses.append(aux(h).mean()))
+    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))  # type: ignore[method-assign]
+    site = site_of(model, vectors(), "1")
+    assert names(site.consumers) == ["linear aux.weight", "linear 2.weight"]
+
+
+def test_a_hook_of_the_user_that_replaces_the_output() -> None:
+    model = mlp()
+    model[1].register_forward_hook(lambda m, a, h: h.flip(-1))
+    assert "read by flip" in site_of(model, vectors(), "1").consumers_note
+
+
+def test_units_on_another_axis_than_the_producers() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+    with Watch(model, unit_dim={"1": 1}) as watch:
+        model(torch.randn(3, 6, 6))
+        site = watch.peek()["1"].site
+    assert "lie on another axis" in site.producers_note
+
+
+def test_parameters_that_are_gone_by_the_end_of_the_window() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        model(vectors())
+        prune.l1_unstructured(model[0], "weight", 0.5)
+        model[2] = nn.Linear(16, 16)
+        report = watch.close_window()
+    assert report["1"].site.producers_note == "0.weight is no longer a parameter of the model"
+
+
+def test_a_weight_without_columns() -> None:
+    class Dot(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act, self.w = nn.Linear(12, 8), nn.ReLU(), nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor) -> Any:
+            return nn.functional.linear(self.act(self.up(x)), self.w)
+
+    site = site_of(Dot(), vectors(), "act")
+    assert "w has shape (8,), which does not fit 8 units" in site.consumers_note
+
+
+def test_a_norm_called_in_another_way_than_its_module_does() -> None:
+    class Direct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.norm, self.act = nn.Linear(12, 8), nn.BatchNorm1d(8), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Any:
+            z, n = self.up(x), self.norm
+            z = torch.batch_norm(z, n.weight, n.bias, None, None, True, 0.1, 1e-5, False)
+            return self.act(z)
+
+    assert site_of(Direct(), vectors(), "act").producers == ()

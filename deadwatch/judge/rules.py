@@ -107,7 +107,7 @@ def _states(snap: SiteSnapshot, open_fraction: Floats, rules: Rules) -> Ints:
     if not snap.samples:
         return np.full(snap.units, State.UNSEEN, np.int64)
     data = snap.data
-    opened = data["opened"]
+    opened = snap.opened
     unproven = ~opened & (data["suspect"] | (snap.age < rules.min_samples))
     rare = opened & (data["count"] >= rules.min_samples) & (open_fraction < rules.rare_below)
     return np.select(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.gates import swapped_units
@@ -26,12 +26,11 @@ class SiteState:
     Attributes:
         site: The site as known so far.
         units: Number of units C.
-        dim: Axis of the pre-activation that holds them.
+        dim: Axis of the pre-activation that holds them; from the end, unless the user gave it.
         data: The statistics of this window.
         age: Samples since each gate was last open, at the window's start (C,).
         samples: Elements per unit seen in this window.
         sampled: The step whose moments were last taken, -1 for none in this window.
-        tracer: The trace that saw this site, until its wiring is resolved.
     """
 
     site: Site
@@ -43,7 +42,6 @@ class SiteState:
     low: Tensor | None = None
     samples: int = 0
     sampled: int = -1
-    tracer: Tracer | None = None
 
     @classmethod
     def start(cls, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -52,7 +50,8 @@ class SiteState:
         with torch.inference_mode(False):
             data = stats.new(units, z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
-        state = cls(replace(site, unit_dim=dim), units, dim, data, age, flat)
+        shown = dim if dim == -1 else dim % z.ndim
+        state = cls(replace(site, unit_dim=shown), units, dim, data, age, flat)
         state.adopt(candidate)
         return state
 
@@ -96,13 +95,14 @@ class SiteState:
             for batch in kernels.outputs(h, self.dim):
                 stats.update_(self.data, batch)
 
-    def resolve(self, model: nn.Module) -> None:
-        """Turn the trace that saw this site, if any, into its wiring."""
-        if self.tracer is not None:
-            shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-            found = self.tracer.wiring(self.site.name, self.units, shapes)
-            self.site = replace(self.site, **vars(found))
-            self.tracer = None
+    def dim_of(self, tensor: Tensor) -> int:
+        """The unit axis of an input or output, counted from the end."""
+        return self.dim if self.dim < 0 else self.dim - tensor.ndim
+
+    def resolve(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take over what a trace knows of this site's wiring."""
+        found = tracer.wiring(self.site.name, self.units, shapes)
+        self.site = replace(self.site, **vars(found))
 
     def restart(self, age: Ints) -> None:
         """Begin a window."""

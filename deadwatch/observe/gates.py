@@ -43,7 +43,7 @@ EXACT: dict[type[nn.Module], Callable[[Any], Gate]] = {
     nn.Hardshrink: lambda m: _outside(m.lambd),
     nn.Softshrink: lambda m: _outside(m.lambd),
     nn.LeakyReLU: lambda m: _leaky(m.negative_slope),
-    nn.RReLU: lambda m: _leaky(min(abs(m.lower), abs(m.upper))),
+    nn.RReLU: lambda m: _leaky(max(abs(m.lower), abs(m.upper))),
     nn.PReLU: lambda m: _OPEN,
     UnitPReLU: lambda m: _OPEN,
     # GLU is a·σ(b); its gate is where a receives gradient: σ(b) > ε.
@@ -110,20 +110,20 @@ _MEASURED: dict[tuple[Any, ...], Gate] = {}
 
 
 def _measure(function: nn.Module) -> Gate:
-    grid = torch.linspace(-64, 64, 12801, dtype=torch.float64)
+    near = torch.linspace(-64, 64, 12801, dtype=torch.float64)
+    far = torch.logspace(math.log10(65), 5, 400, dtype=torch.float64)
+    grid = torch.cat([-far.flip(0), near, far])
     slope = _derivative(function, grid)
     is_open = slope > EPSILON
     ends = bool(is_open[0]), bool(is_open[-1])
-    closed, opened = grid[~is_open], grid[is_open]
     flat = bool((slope[~is_open] == 0).all())
-    if not len(closed):
+    if bool(is_open.all()):
         return _OPEN
-    if all(ends):
-        edges = _edge(function, closed[0], -1), _edge(function, closed[-1], 1)
-        return _rounded(Gate(*edges, inside=False, flat=flat))
-    low = -_INF if ends[0] else _edge(function, opened[0], -1)
-    high = _INF if ends[1] else _edge(function, opened[-1], 1)
-    return _rounded(Gate(low, high, flat=flat))
+    marks = (~is_open if all(ends) else is_open).nonzero().flatten()
+    first, last = int(marks[0]), int(marks[-1])
+    low = -_INF if first == 0 else _edge(function, grid[first], grid[first - 1])
+    high = _INF if last == len(grid) - 1 else _edge(function, grid[last], grid[last + 1])
+    return _rounded(Gate(low, high, inside=not all(ends), flat=flat))
 
 
 def _derivative(function: nn.Module, z: Tensor) -> Tensor:
@@ -133,11 +133,10 @@ def _derivative(function: nn.Module, z: Tensor) -> Tensor:
     return slope.abs()
 
 
-def _edge(function: nn.Module, inner: Tensor, direction: int) -> float:
-    """Bisect between a grid point and its neighbour for the place where the gate changes."""
-    outer = inner + direction * 0.01
+def _edge(function: nn.Module, inner: Tensor, outer: Tensor) -> float:
+    """Bisect between two grid points for the place where the gate changes."""
     side = bool(_derivative(function, inner) > EPSILON)
-    for _ in range(60):
+    for _ in range(80):
         middle = (inner + outer) / 2
         if bool(_derivative(function, middle) > EPSILON) == side:
             inner = middle

@@ -45,7 +45,7 @@ def liveness(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Accu
     if gate.low == -math.inf:
         bottom = _wide(z.amin(others))
         return {"opened": bottom < gate.high, "suspect": bottom.isnan()}
-    return {"opened": _opened_between(z, dim, gate)}
+    return _opened_between(z, dim, gate)
 
 
 def moments(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Iterator[Accumulator]:
@@ -121,12 +121,14 @@ def _open_count(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor)
     return a.mul_(torch.lt(x, gate.high, out=b))
 
 
-def _opened_between(z: Tensor, dim: int, gate: Gate) -> Tensor:
+def _opened_between(z: Tensor, dim: int, gate: Gate) -> Accumulator:
     opened = torch.zeros(z.shape[dim], dtype=torch.bool, device=z.device)
+    suspect = torch.zeros_like(opened)
     for chunk in _chunks(z, dim):
-        inside = (chunk > gate.low) & (chunk < gate.high)
-        opened |= inside.amax(_others(chunk, dim))
-    return opened
+        others = _others(chunk, dim)
+        opened |= ((chunk > gate.low) & (chunk < gate.high)).amax(others)
+        suspect |= chunk.isnan().amax(others)
+    return {"opened": opened, "suspect": suspect}
 
 
 def _chunks(z: Tensor, dim: int) -> Iterator[Tensor]:

@@ -8,9 +8,10 @@ no label. So a missing row costs knowledge, never truth.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from deadwatch.records import Wire
@@ -41,7 +42,9 @@ class Label:
         padded: Whether zeros were averaged into the border on the way.
         before: The label this one continues.
         readers: Everything seen to read the tensor.
-        node: Where the tensor stands in autograd's graph, while a forward is traced.
+        edges: How many of them autograd's graph should know.
+        node: Where the tensor stands in that graph.
+        lost: Why not everything that reads the tensor is known; empty if it is.
     """
 
     dim: int | None
@@ -52,7 +55,20 @@ class Label:
     padded: bool = False
     before: Label | None = None
     readers: list[str] = field(default_factory=list)
+    edges: int = 0
     node: tuple[Any, int] | None = None
+    lost: str = ""
+
+    def read_by(self, reader: str) -> None:
+        """Note a reader."""
+        self.readers.append(reader)
+        self.edges += torch.is_grad_enabled()
+
+    def lose(self, reason: str) -> None:
+        """Something unknown reads the tensor."""
+        self.lost = self.lost or reason
+        if self.flow is not None:
+            self.flow.lose(reason)
 
 
 class Labels(Protocol):
@@ -115,8 +131,8 @@ class Op:
                 self.tracer.read(other, self.name)
         if isinstance(self.result, Tensor):
             self.tracer.set_label(self.result, label)
-        elif known is not None and known.flow is not None:
-            known.flow.lose(f"it is read by {self.name}")
+        elif known is not None:
+            known.lose(f"it is read by {self.name}")
 
     def follow(
         self, dim: int, block: int = 1, wire: Wire | None = None, padded: bool = False
@@ -124,7 +140,7 @@ class Op:
         """Label the result as the first argument's units, kept apart, along ``dim``."""
         old = self.label
         assert old is not None
-        old.readers.append(self.name)
+        old.read_by(self.name)
         stem = (*old.stem, wire) if wire else old.stem
         padded = padded or old.padded
         self.produce(Label(dim, stem, old.note, old.flow, block, padded, old), known=old)
@@ -179,16 +195,17 @@ def _weighted(op: Op, kind: str, dim: int, *, padded: bool, groups: int = 1) -> 
     wire = Wire(kind, _module_of(*names), *names, padded=padded)
     note = _unfit(kind, names, bias is not None)
     if label is not None:
-        label.readers.append(kind)
+        label.read_by(kind)
         if label.flow is not None:
             _consume(op, label.flow, label, wire, dim, note, groups)
-    op.produce(Label(dim % op.result.ndim, () if note else (wire,), note), known=label)
+    axis = dim % op.result.ndim if -dim <= op.result.ndim else None
+    op.produce(Label(axis, () if note else (wire,), note), known=label)
 
 
 def _consume(
     op: Op, flow: Flow, label: Label, wire: Wire, dim: int, note: str, groups: int
 ) -> None:
-    if label.dim != dim % len(op.shape):
+    if label.dim is None or label.dim - len(op.shape) != dim:
         note = note or f"its units are not on the axis that the {wire.kind} layer sums over"
     if groups != 1:
         note = note or "it is read by a grouped convolution"
@@ -206,6 +223,8 @@ def _conv_transpose(op: Op) -> None:
 
 def _norm(kind: str) -> Callable[[Op], None]:
     def rule(op: Op) -> None:
+        if "weight" not in op.kwargs:
+            return unknown(op)  # not the call that torch.nn's modules make
         weight, bias = op.kwargs.get("weight"), op.kwargs.get("bias")
         dim = op.result.ndim - 1 if kind == "layer_norm" else 1
         if kind == "layer_norm" and len(op.argument(1, "normalized_shape")) != 1:
@@ -231,12 +250,15 @@ def _same(op: Op) -> None:
     return op.follow(label.dim, label.block)
 
 
-def _average(op: Op) -> None:
-    """Keeps every unit where it is, but may average zeros into the border."""
+def _pool(op: Op) -> None:
+    """Keeps every unit where it is, unless it pools over the units themselves."""
     label = op.label
-    if label is None or label.dim is None:
+    pooled = int(op.name[-2])  # the last axes
+    if label is None or label.dim is None or label.dim >= len(op.shape) - pooled:
         return unknown(op)
-    return op.follow(label.dim, label.block, padded=_pads(op.argument(3, "padding")))
+    # An average may take in zeros at the border.
+    padded = op.name.startswith("avg") and _pads(op.argument(3, "padding"))
+    return op.follow(label.dim, label.block, padded=padded)
 
 
 def _mixed(op: Op) -> None:
@@ -247,7 +269,7 @@ def _mixed(op: Op) -> None:
         if label is not None and label.dim is not None:
             dims.add(label.dim - len(op.shapes[id(tensor)]))
     unknown(op)
-    if len(dims) == 1 and isinstance(op.result, Tensor):
+    if len(dims) == 1 and isinstance(op.result, Tensor) and op.result.ndim >= -min(dims):
         note = f"{op.name} stands between its producers and the activation"
         op.tracer.set_label(op.result, Label(dims.pop() % op.result.ndim, note=note))
 
@@ -292,7 +314,7 @@ def _permute(op: Op) -> None:
 def _mean(op: Op) -> None:
     """A mean over other axes keeps units apart (global pooling)."""
     label, dims = op.label, op.argument(1, "dim")
-    if label is None or label.dim is None or dims is None:
+    if label is None or label.dim is None or dims is None or dims == ():
         return unknown(op)
     gone = {dim % len(op.shape) for dim in _as_tuple(dims)}
     if label.dim in gone:
@@ -309,11 +331,10 @@ def _rules() -> dict[str, Callable[[Op], None]]:
     norms = {"batch_norm": "batch_norm", "instance_norm": "batch_norm"}
     norms |= {"layer_norm": "layer_norm", "group_norm": "group_norm"}
     rules |= {name: _norm(kind) for name, kind in norms.items()}
-    pools = ("max_pool", "adaptive_avg_pool", "adaptive_max_pool")
-    same = {f"{pool}{n}d" for pool in pools for n in (1, 2, 3)}
-    same |= {"dropout", "dropout1d", "dropout2d", "dropout3d"}
+    pools = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
+    rules |= {f"{pool}{n}d": _pool for pool in pools for n in (1, 2, 3)}
+    same = {"dropout", "dropout1d", "dropout2d", "dropout3d"}
     same |= {"contiguous", "clone", "to", "float", "half", "bfloat16"}
-    rules |= {f"avg_pool{n}d": _average for n in (1, 2, 3)}
     rules |= dict.fromkeys(same, _same)
     rules |= dict.fromkeys(("flatten", "reshape", "view", "unflatten"), _reshape)
     rules |= dict.fromkeys(("permute", "transpose"), _permute)
@@ -326,18 +347,20 @@ def _rules() -> dict[str, Callable[[Op], None]]:
 RULES = _rules()
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in nested arguments or results."""
+def tensors_in(value: Any, seen: frozenset[int] = frozenset()) -> Iterator[Tensor]:
+    """All tensors in nested arguments or results, which may hold themselves."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif is_dataclass(value):
-        yield from tensors_in(vars(value))
+    elif id(value) not in seen:
+        parts: Iterable[Any] = ()
+        if isinstance(value, dict):
+            parts = list(value.values())
+        elif isinstance(value, (tuple, list)):
+            parts = list(value)
+        elif is_dataclass(value) and not isinstance(value, type):
+            parts = [getattr(value, part.name, None) for part in fields(value)]
+        for part in parts:
+            yield from tensors_in(part, seen | {id(value)})
 
 
 def _as_tuple(value: Any) -> tuple[Any, ...]:

@@ -52,7 +52,9 @@ def _device() -> torch.device:
 def _aged(site: SiteSnapshot) -> SiteSnapshot:
     if not site.data:
         return site
-    return replace(site, age=np.where(site.data["opened"], 0, site.age + site.samples))
+    # A NaN may have hidden an open gate: such a window is no evidence of anything.
+    unknown = site.opened | site.data["suspect"]
+    return replace(site, age=np.where(unknown, 0, site.age + site.samples))
 
 
 def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:

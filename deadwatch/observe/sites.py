@@ -69,9 +69,8 @@ class Selection:
         return candidate.module.dim if isinstance(candidate.module, nn.GLU) else None
 
 
-def pre_activation(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def pre_activation(module: nn.Module, z: Any) -> Tensor:
     """What the gate of an activation call depends on: its input, or the gating half of a GLU."""
-    z = args[0] if args else kwargs["input"]
     if not isinstance(z, Tensor):
         raise TypeError(f"expected a tensor as input, found {type(z).__name__}")
     return z.chunk(2, module.dim)[1] if isinstance(module, nn.GLU) else z
@@ -81,7 +80,7 @@ def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
     """The unit axis of a pre-activation of unknown origin, and whether that is a mere guess."""
     if z.ndim <= 2:
         return -1, False
-    return (-1 if z.ndim == 3 else 1), True
+    return (-1 if z.ndim == 3 else 1 - z.ndim), True
 
 
 def _activations(model: nn.Module) -> list[Candidate]:

@@ -24,13 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState, fetch
+from deadwatch.observe.hooks import Hook, is_running, no_dispatch_modes, remove
 from deadwatch.observe.sites import Candidate, Selection, assumed_unit_dim, pre_activation
 from deadwatch.observe.wiring import Tracer
 from deadwatch.records import Ints, Site, SiteSnapshot, Snapshot, Window
+
+_FAST = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
 
 
 @dataclass(eq=False)
@@ -51,32 +56,8 @@ class _Frame:
     module: nn.Module
     python: FrameType
     counted: bool
+    error: BaseException | None
     depth: int = 1
-
-
-class _Hook:
-    """A hook that a copy of the model does not take along.
-
-    A deep copy or a pickle of a watched model (averaged copies, ``torch.save``) holds inert hooks
-    instead, so that it neither feeds the original's statistics nor drags them with it.
-    """
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any) -> None:
-        self._call(*args)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
-        return _Inert()
-
-    def __reduce__(self) -> tuple[type[_Inert], tuple[()]]:
-        return _Inert, ()
-
-
-class _Inert:
-    def __call__(self, *args: Any) -> None:
-        return None
 
 
 class Taps:
@@ -129,8 +110,8 @@ class Taps:
                 stacklevel=3,
             )
         for container in self._containers():
-            pre = container.register_forward_pre_hook(_Hook(self._enter), prepend=True)
-            post = container.register_forward_hook(_Hook(self._leave), always_call=True)
+            pre = container.register_forward_pre_hook(Hook(self._enter), prepend=True)
+            post = container.register_forward_hook(Hook(self._leave), always_call=True)
             self._handles += [pre, post]
         for candidate in self._selection.candidates(self._model):
             tap = self._taps[candidate.path]
@@ -144,9 +125,9 @@ class Taps:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
         self._reset_frame()
-        _remove(self._handles)
+        remove(self._handles)
         for tap in self._taps.values():
-            _remove(tap.handles)
+            remove(tap.handles)
 
     def _containers(self) -> Iterator[nn.Module]:
         """Modules through which a frame can be entered: all that hold a watched activation."""
@@ -164,8 +145,9 @@ class Taps:
         def after(module: nn.Module, args: Any, output: Any) -> None:
             self._after(tap, output)
 
-        pre = module.register_forward_pre_hook(_Hook(before), with_kwargs=True)
-        tap.handles = [pre, module.register_forward_hook(_Hook(after))]
+        # Around the activation itself, inside of the hooks that the user has put there.
+        pre = module.register_forward_pre_hook(Hook(before), with_kwargs=True)
+        tap.handles = [pre, module.register_forward_hook(Hook(after), prepend=True)]
 
     # ── frames ──────────────────────────────────────────────────────────────────────────
 
@@ -203,16 +185,17 @@ class Taps:
         if torch.compiler.is_compiling():
             return
         frame = self._frame
-        if frame is not None and frame.module is module and _is_running(frame.python):
-            frame.depth += 1
-        elif frame is None or frame.module is module:
+        if frame is not None and not is_running(frame.python):
+            frame = None  # an interrupt cut it short
+        if frame is None:
             self._reset_frame()
             # 0 is this function, 1 the hook object, 2 the module call that ran it.
-            self._frame = _Frame(module, sys._getframe(2), self._counts(module))
+            python, error = sys._getframe(2), sys.exc_info()[1]
+            self._frame = _Frame(module, python, self._counts(module), error)
             if self._frame.counted and module not in self._traced:
-                self._tracing = True
-                self._tracer.begin(self._paths[module])
-                self._modes.enter_context(self._tracer)
+                self._start_trace(module)
+        elif frame.module is module:
+            frame.depth += 1
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         frame = self._frame
@@ -220,7 +203,9 @@ class Taps:
             return
         frame.depth -= 1
         if frame.depth == 0:
-            self._finish_trace(module, output)
+            # The hook also runs when the forward raised.
+            if self._tracing and sys.exc_info()[1] is frame.error:
+                self._finish_trace(module, output)
             self._reset_frame()
             if frame.counted and not self._reported:
                 self._tick += 1
@@ -229,39 +214,48 @@ class Taps:
         recomputing = torch._C._current_graph_task_id() != -1
         return self.enabled and module.training and torch.is_grad_enabled() and not recomputing
 
+    def _start_trace(self, module: nn.Module) -> None:
+        fast = [m for m in self._model.modules() if isinstance(m, _FAST) and not m.training]
+        if fast:  # a mode would switch off torch's fast path, and change numbers by a rounding
+            self._tracer.failed = f"a {type(fast[0]).__name__} in eval mode cannot be traced"
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        ready = not any(is_lazy(parameter) for parameter in self._model.parameters())
+        if ready and not self._tracer.failed and self._tracer not in stack:
+            self._tracing = True
+            self._tracer.begin(self._paths[module])
+            self._modes.enter_context(self._tracer)
+
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
-        # The hook also runs when the forward raised; then the next frame is traced.
-        if not self._tracing or sys.exc_info()[0] is not None:
-            return
-        self._end_trace()
+        self._drop_trace()
         self._traced.add(module)
         self._tracer.finish(output)
-        for state in self._ran:
-            if self._tracer.saw(state.site.name):
-                state.tracer = self._tracer
-
-    def _end_trace(self) -> None:
-        self._tracer.paused += 1  # harmless, should another mode have been left above it
-        self._modes.close()
-        self._tracing = False
 
     def _drop_trace(self) -> None:
-        if self._tracing:
-            self._end_trace()
-            self._tracer.abandon()
+        """Leave the mode; what the trace has seen so far counts only if it is finished next."""
+        self._tracing = False
+        self._tracer.paused += 1  # harmless, should another mode stand above it
+        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        if self._tracer not in stack:
+            self._modes.pop_all()  # some other mode's exit took it off
+        elif stack[-1] is self._tracer:
+            self._modes.close()
 
     # ── one activation call ─────────────────────────────────────────────────────────────
 
     def _before(self, tap: _Tap, module: nn.Module, args: Any, kwargs: Any) -> None:
         frame = self._frame
         counted = self._counts(module) if frame is None else frame.counted
-        if not counted or torch.compiler.is_compiling():
+        recomputing = torch._C._current_graph_task_id() != -1  # also by a backward in the forward
+        if not counted or recomputing or torch.compiler.is_compiling():
             return
         if self._tracing:
             self._tracer.paused += 1
+        source = args[0] if args else kwargs.get("input")
         try:
-            with torch.no_grad():
-                self._observe(tap, pre_activation(module, args, kwargs).detach(), args, kwargs)
+            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
+                self._observe(tap, pre_activation(module, source).detach(), source)
+            if self._tracing and tap.current is not None:
+                self._tracer.enter_site(tap.current.site.name, source, tap.current.dim_of(source))
         except Exception as error:  # never break training: the site is given up, loudly
             self._disable(tap, error)
 
@@ -270,25 +264,29 @@ class Taps:
         if state is None:
             return
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
                 state.observe_output(output.detach(), self._tick)
             if self._tracing:
-                self._tracer.leave_site(state.site.name, output, state.dim)
+                self._tracer.leave_site(state.site.name, output, state.dim_of(output))
                 self._tracer.paused -= 1
         except Exception as error:  # as above
             self._disable(tap, error)
 
-    def _observe(self, tap: _Tap, z: Tensor, args: Any, kwargs: Any) -> None:
+    def _observe(self, tap: _Tap, z: Tensor, source: Tensor) -> None:
         # Outside of a frame nothing but `step` can tell where the numbering starts again.
         tap.calls = tap.calls + 1 if self._frame is not None or self._reported else 1
-        source = args[0] if args else kwargs["input"]
-        site = _site(tap.candidate, tap.calls, self._path_in_frame(tap.candidate))
+        site = self._site(tap.candidate, tap.calls)
         if site.name not in tap.sites:
             self._add_site(tap, site, z, source)
         tap.current = tap.sites[site.name]
-        if self._tracing:
-            self._tracer.enter_site(tap.current.site.name, source)
         tap.current.observe(z, self._tick, self._every)
+
+    def _site(self, candidate: Candidate, call: int) -> Site:
+        path = self._path_in_frame(candidate)
+        name = path or candidate.activation.lower()
+        if call > 1:  # a module may be called "relu-2" as well
+            name += f"-{call}" if f"{name}-{call}" not in self._taps else f"--{call}"
+        return Site(name, path, call, candidate.activation, candidate.gate)
 
     def _path_in_frame(self, candidate: Candidate) -> str:
         """Where the activation stands below the module of the frame, if it stands in several."""
@@ -304,18 +302,21 @@ class Taps:
         if dim is None:
             dim, guessed = assumed_unit_dim(z)
             if guessed:
+                shown = dim if dim == -1 else dim % z.ndim
                 warnings.warn(
                     f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; "
-                    f"axis {dim} is assumed. Settle it with unit_dim={{{site.module!r}: axis}}.",
+                    f"axis {shown} is assumed. Settle it with unit_dim={{{site.module!r}: axis}}.",
                     AmbiguousUnitDimWarning,
                     stacklevel=2,
                 )
         state = SiteState.start(site, tap.candidate, z, dim)
         tap.sites[site.name] = state
         self._ran.append(state)
+        if self._frame is not None and not self._tracing:
+            self._traced.discard(self._frame.module)  # it takes a way that was not traced yet
 
     def _disable(self, tap: _Tap, error: Exception) -> None:
-        _remove(tap.handles)
+        remove(tap.handles)
         tap.current = None
         self._drop_trace()  # what it would miss from here on could be taken for absent
         warnings.warn(
@@ -329,10 +330,14 @@ class Taps:
 
     def read(self) -> Snapshot:
         """What was measured since the window began, in the order of the data."""
+        shapes = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not is_lazy(p)}
         for state in self._ran:
-            state.resolve(self._model)
+            if self._tracer.saw(state.site.name):
+                state.resolve(self._tracer, shapes)
         never = [
-            SiteSnapshot(_site(tap.candidate), 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
+            SiteSnapshot(
+                self._site(tap.candidate, 1), 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_)
+            )
             for tap in self._taps.values()
             if not tap.sites
         ]
@@ -343,6 +348,8 @@ class Taps:
     def restart(self, ages: Mapping[str, Ints]) -> None:
         """Begin the next window; ``ages`` are those of the one that ended, by site name."""
         self._window, self._window_start = self._window + 1, self._tick
+        if self._window & (self._window - 1) == 0:
+            self._traced.clear()  # at windows 1, 2, 4, 8 …: the forward may take other ways by now
         for state in self._ran:
             state.restart(ages[state.site.name])
 
@@ -351,23 +358,3 @@ class Taps:
         for state in self._ran:
             if state.site.name == site:
                 state.age[units] = 0
-
-
-def _site(candidate: Candidate, call: int = 1, path: str = "") -> Site:
-    path = path or candidate.path
-    name = path or candidate.activation.lower()
-    name = name if call == 1 else f"{name}-{call}"
-    return Site(name, path, call, candidate.activation, candidate.gate)
-
-
-def _remove(handles: list[RemovableHandle]) -> None:
-    for handle in handles:
-        handle.remove()
-    handles.clear()
-
-
-def _is_running(frame: FrameType) -> bool:
-    current: FrameType | None = sys._getframe()
-    while current is not None and current is not frame:
-        current = current.f_back
-    return current is not None

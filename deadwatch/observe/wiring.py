@@ -15,6 +15,7 @@ A *flow* is what happens to a site's output until it is read.
 from __future__ import annotations
 
 import gc
+import warnings
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
@@ -23,8 +24,10 @@ from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.operations import RULES, Flow, Label, Op, tensors_in, unknown
 from deadwatch.records import Wire
 
@@ -41,26 +44,37 @@ class Wiring:
     consumers_note: str
 
 
+@dataclass(frozen=True)
+class _Visit:
+    """What one call of a site showed."""
+
+    stem: tuple[Wire, ...]
+    stem_note: str
+    readers: tuple[Wire, ...]
+    readers_note: str
+
+
 class Tracer(TorchFunctionMode):
     """Follows labels through the forwards it is entered for.
 
-    Set ``paused`` above zero to let operations pass unseen (inside an activation, and while
-    deadwatch itself computes).
+    Set ``paused`` above zero to let operations pass unseen (inside an activation). If following
+    fails, ``failed`` says why, the wiring of every site is unknown, and the forward goes on.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.paused = 0
+        self.failed = ""
         self._model = model
         self._parameters: dict[int, str] = {}
         self._buffers: dict[int, str] = {}
         self._labels: dict[int, tuple[weakref.ref[Tensor], Label]] = {}
-        self._visits: dict[str, list[tuple[Label | None, Flow]]] = defaultdict(list)
+        self._known: dict[str, dict[_Visit, None]] = defaultdict(dict)
         # A parameter's roles: the same use in a repeated forward is one role.
         self._roles: dict[str, set[tuple[str, int]]] = defaultdict(set)
         self._frame = ""
         self._uses: Counter[str] = Counter()
-        self._visited: list[str] = []
+        self._open: dict[str, tuple[Label | None, Flow, str]] = {}
 
     # ── one forward ─────────────────────────────────────────────────────────────────────
 
@@ -71,100 +85,85 @@ class Tracer(TorchFunctionMode):
         self._buffers = {id(t): name for name, t in self._model.named_buffers()}
         self._frame = frame
         self._uses.clear()
-        self._visited.clear()
+        self._labels.clear()
+        self._open.clear()
 
     def finish(self, output: Any) -> None:
         """The forward returned ``output``; nothing that happens to it from here on is seen."""
-        for tensor in tensors_in(output):
-            label = self.label_of(tensor)
-            if label is not None:
-                self.read(label, "code outside the forward")
-        self._find_unseen_readers(output)
-        self._find_kept_tensors()
-        for _, label in self._labels.values():
-            label.node = None
-
-    def abandon(self) -> None:
-        """The forward did not end as it should: forget what it showed of its sites."""
-        for site in self._visited:
-            self._visits[site].pop()
-        self._visited.clear()
+        try:
+            for tensor in tensors_in(output):
+                label = self.label_of(tensor)
+                if label is not None:
+                    self.read(label, "code outside the forward")
+            self._find_unseen_readers(output)
+            self._find_kept_tensors()
+            for site, (label, flow, note) in self._open.items():
+                self._known[site][_visit(label, flow, note)] = None
+        except Exception as error:  # never break training
+            self._fail(error)
+        self._labels.clear()
+        self._open.clear()
 
     def unit_dim(self, z: Tensor) -> int | None:
-        """The unit axis of a pre-activation, -1 for the last one; None if unknown."""
+        """The unit axis of a pre-activation, counted from the end; None if unknown."""
         label = self.label_of(z)
-        if label is None or label.dim is None:
-            return None
-        return -1 if label.dim == z.ndim - 1 else label.dim
+        return None if label is None or label.dim is None else label.dim - z.ndim
 
-    def enter_site(self, site: str, z: Tensor) -> None:
-        """Record that activation ``site`` reads pre-activation ``z``."""
+    def enter_site(self, site: str, z: Tensor, dim: int) -> None:
+        """Activation ``site`` reads pre-activation ``z``, whose units lie along ``dim`` < 0."""
         label = self.label_of(z)
+        note = ""
         if label is not None:
             self.read(label, site)
-        self._visits[site].append((label, Flow()))
-        self._visited.append(site)
+            if label.dim != dim + z.ndim:
+                note = "its units lie on another axis than those of its producer"
+        self._open[site] = label, Flow(), note
 
     def leave_site(self, site: str, h: Tensor, dim: int) -> None:
-        """Record that ``h`` is the output of activation ``site``, with units along ``dim``."""
-        flow = self._visits[site][-1][1]
+        """Tensor ``h`` is the output of activation ``site``, with units along ``dim`` < 0."""
+        flow = self._open[site][1]
         self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", flow=flow))
 
     # ── what is known of a site ─────────────────────────────────────────────────────────
 
     def saw(self, site: str) -> bool:
-        """Whether the site ran in a traced forward."""
-        return bool(self._visits.get(site))
+        """Whether there is anything to say of the site's wiring."""
+        return bool(self.failed) or site in self._known
 
     def wiring(self, site: str, units: int, shapes: Shapes) -> Wiring:
-        """The wiring of a site; ``shapes`` are those of the model's parameters."""
-        visits = self._visits[site]
-        stems = [self._producers(label, units, shapes) for label, _ in visits]
-        producers, producers_note = stems[0]
-        for other, note in stems:
-            if note or other != producers:
-                producers, producers_note = (), note or "different layers feed it in turn"
-        consumers: dict[Wire, None] = {}
-        for _, flow in visits:
-            found, note = self._consumers(flow, units, shapes)
-            if note:
-                return Wiring(producers, (), producers_note, note)
-            consumers |= dict.fromkeys(found)
-        return Wiring(producers, tuple(consumers), producers_note, "")
+        """The wiring of a site; ``shapes`` are those of the model's parameters now."""
+        if self.failed:
+            return Wiring((), (), self.failed, self.failed)
+        visits = list(self._known[site])
+        producers_note = next((v.stem_note for v in visits if v.stem_note), "")
+        if len({visit.stem for visit in visits}) > 1:
+            producers_note = producers_note or "different layers feed it in turn"
+        stem = visits[0].stem
+        producers_note = producers_note or self._unfit(stem, 0, units, shapes)
+        consumers_note = next((v.readers_note for v in visits if v.readers_note), "")
+        readers = tuple(dict.fromkeys(wire for visit in visits for wire in visit.readers))
+        consumers_note = consumers_note or self._unfit(readers, 1, units, shapes)
+        return Wiring(
+            () if producers_note else stem,
+            () if consumers_note else readers,
+            producers_note,
+            consumers_note,
+        )
 
-    def _producers(
-        self, label: Label | None, units: int, shapes: Shapes
-    ) -> tuple[tuple[Wire, ...], str]:
-        if label is None or label.note or not label.stem:
-            note = label.note if label is not None else ""
-            return (), note or "no known operation produces its pre-activation"
-        link: Label | None = label
-        while link is not None:
-            if len(link.readers) > 1:
-                return (), f"its pre-activation is read by {' and '.join(link.readers)}"
-            link = link.before
-        for wire in label.stem:
+    def _unfit(self, wires: tuple[Wire, ...], axis: int, units: int, shapes: Shapes) -> str:
+        """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""
+        for wire in wires:
             for name in filter(None, (wire.weight, wire.bias)):
                 if len(self._roles[name]) > 1:
-                    return (), self._shared(name)
-                if shapes[name][0] != units:
-                    return (), f"{name} has {shapes[name][0]} rows for {units} units"
-        return label.stem, ""
-
-    def _consumers(self, flow: Flow, units: int, shapes: Shapes) -> tuple[tuple[Wire, ...], str]:
-        if flow.note or not flow.consumers:
-            return (), flow.note or "nothing in the forward reads it"
-        for wire in flow.consumers:
-            for name in filter(None, (wire.weight, wire.bias)):
-                if len(self._roles[name]) > 1:
-                    return (), self._shared(name)
-            assert wire.weight is not None
-            if shapes[wire.weight][1] != units * wire.block:
-                return (), f"{wire.weight} has {shapes[wire.weight][1]} columns for {units} units"
-        return tuple(flow.consumers), ""
-
-    def _shared(self, name: str) -> str:
-        return f"{name} is used in {len(self._roles[name])} places"
+                    return f"{name} is used in {len(self._roles[name])} places"
+                if name not in shapes:
+                    return f"{name} is no longer a parameter of the model"
+                sizes = (
+                    shapes[name] if axis == 0 or name == wire.weight else (0, units * wire.block)
+                )
+                if len(sizes) <= axis or sizes[axis] != units * (wire.block if axis else 1):
+                    return f"{name} has shape {shapes[name]}, which does not fit {units} units"
+        return ""
 
     # ── following operations ────────────────────────────────────────────────────────────
 
@@ -172,15 +171,36 @@ class Tracer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.paused:
+        if self.paused or self.failed:
             return func(*args, **kwargs)
-        shapes = {id(t): tuple(t.shape) for t in tensors_in((args, kwargs))}
+        shapes = self._shapes(args, kwargs)
         result = func(*args, **kwargs)
-        if any(True for _ in tensors_in(result)):
-            name = getattr(func, "__name__", str(func))
-            self._count_uses(args, kwargs)
-            RULES.get(name, unknown)(Op(self, name, args, kwargs, result, shapes))
+        try:
+            # What returns nothing may have written; what returns no tensor only looked.
+            if result is None or any(True for _ in tensors_in(result)):
+                self._count_uses(args, kwargs)
+                name = getattr(func, "__name__", str(func))
+                rule = unknown if result is None else RULES.get(name, unknown)
+                rule(Op(self, name, args, kwargs, result, shapes))
+        except Exception as error:  # never break training
+            self._fail(error)
         return result
+
+    def _shapes(self, args: Any, kwargs: Any) -> dict[int, tuple[int, ...]]:
+        try:
+            return {id(t): tuple(t.shape) for t in tensors_in((args, kwargs)) if not is_lazy(t)}
+        except Exception as error:  # never break training
+            self._fail(error)
+            return {}
+
+    def _fail(self, error: Exception) -> None:
+        self.failed = f"following the data failed ({type(error).__name__}: {error})"
+        warnings.warn(
+            f"{self.failed}: which layers produce and read units is not known, and remedies that "
+            "need it will refuse. Watching goes on.",
+            UnknownWiringWarning,
+            stacklevel=3,
+        )
 
     def _count_uses(self, args: Any, kwargs: Any) -> None:
         for tensor in tensors_in((args, kwargs)):
@@ -196,7 +216,7 @@ class Tracer(TorchFunctionMode):
 
     def set_label(self, tensor: Tensor, label: Label) -> None:
         """Label a tensor."""
-        if label.flow is not None and tensor.grad_fn is not None:
+        if tensor.grad_fn is not None:
             label.node = tensor.grad_fn, tensor.output_nr
         self._labels[id(tensor)] = (weakref.ref(tensor), label)
 
@@ -206,7 +226,7 @@ class Tracer(TorchFunctionMode):
 
     def read(self, label: Label, reader: str) -> None:
         """Note a reader that the chain does not run through."""
-        label.readers.append(reader)
+        label.read_by(reader)
         if label.flow is not None:
             label.flow.lose(f"it is read by {reader}")
 
@@ -222,28 +242,49 @@ class Tracer(TorchFunctionMode):
 
     def _find_unseen_readers(self, output: Any) -> None:
         """Compare the readers that were seen with those in the graph behind the output."""
-        edges = _edges([t.grad_fn for t in tensors_in(output) if t.grad_fn is not None])
+        found = [*tensors_in(output), *tensors_in(getattr(output, "__dict__", None))]
+        edges = _edges([t.grad_fn for t in found if t.grad_fn is not None])
         for _, label in self._labels.values():
-            seen = len(label.readers)
-            if label.flow is not None and label.node is not None and edges[label.node] > seen:
-                label.flow.lose("it is read by an operation that is not seen")
+            if label.node is not None and edges[label.node] > label.edges:
+                label.lose("it is read by an operation that is not seen")
 
     def _find_kept_tensors(self) -> None:
         """A tensor that outlives its forward in some attribute can be read by anyone."""
         tensors: list[Tensor] = []
-        flows: list[Flow] = []
+        labels: list[Label] = []
         for reference, label in self._labels.values():
             tensor = reference()
-            if tensor is not None and label.flow is not None and not label.flow.note:
+            if tensor is not None and not label.lost:
                 tensors.append(tensor)
-                flows.append(label.flow)
+                labels.append(label)
         for holder in gc.get_referrers(*tensors):  # one pass over the heap for all of them
             # Frames belong to calls that are about to end.
             if holder is not tensors and not isinstance(holder, FrameType):
                 held = {id(referent) for referent in gc.get_referents(holder)}
-                for kept, flow in zip(tensors, flows, strict=True):
+                for kept, label in zip(tensors, labels, strict=True):
                     if id(kept) in held:
-                        flow.lose(f"it is kept in a {type(holder).__name__} by the forward")
+                        label.lose(f"it is kept in a {type(holder).__name__} by the forward")
+
+
+def _visit(label: Label | None, flow: Flow, note: str) -> _Visit:
+    stem: tuple[Wire, ...] = ()
+    stem_note = "no known operation produces its pre-activation"
+    if label is not None and (label.note or label.stem):
+        stem, stem_note = label.stem, label.note or note or _other_readers(label)
+    readers_note = flow.note or ("" if flow.consumers else "nothing in the forward reads it")
+    return _Visit(() if stem_note else stem, stem_note, tuple(flow.consumers), readers_note)
+
+
+def _other_readers(label: Label) -> str:
+    """What else reads the stem, so that a treatment would show there as well."""
+    link: Label | None = label
+    while link is not None:
+        if len(link.readers) > 1:
+            return f"its pre-activation is read by {' and '.join(link.readers)}"
+        if link.lost:
+            return f"its pre-activation: {link.lost}"
+        link = link.before
+    return ""
 
 
 def _edges(roots: list[Any]) -> Counter[tuple[Any, int]]:
