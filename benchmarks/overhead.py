@@ -3,7 +3,7 @@
 All variants of one model run interleaved in one process, round by round, and the medians are
 compared: ratios hold on a noisy machine where seconds do not.
 
-    python benchmarks/overhead.py [--rounds 15] [--steps 20] [--threads 1] [--out FILE.json]
+    python benchmarks/overhead.py [--rounds 9] [--steps 20] [--threads 1] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def measure(model: Model, rounds: int, steps: int, bar: Any) -> dict[str, float]
 def main(arguments: list[str] | None = None) -> None:
     """Measure everything and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/overhead.json"))

@@ -47,7 +47,7 @@ class Patient:
         patient.train(3)  # so that there is optimizer state
         killed = model[1] if kind == "norm" else model[0]
         with torch.no_grad():
-            killed.bias[dead] -= depth  # type: ignore[operator,index]
+            killed.bias[dead] -= depth
         patient.train(1)
         return patient
 

@@ -28,7 +28,7 @@ class Module(pl.LightningModule):
             *(nn.Linear(12, 16), nn.ReLU()), *(nn.Linear(16, 16), nn.ReLU()), nn.Linear(16, 3)
         )
         with torch.no_grad():
-            self.net[0].bias[:dead] = -40  # type: ignore[index,operator]
+            self.net[0].bias[:dead] = -40
         self.make = optimizer or (lambda p: torch.optim.Adam(p, lr=1e-3))
         self.losses: list[float] = []
 

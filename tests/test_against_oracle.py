@@ -103,6 +103,6 @@ def test_sampled_moments_are_those_of_the_sampled_steps() -> None:
             watch.step()
         report = watch.close_window()
     with torch.no_grad():
-        z = torch.cat([model[0](batches[i]) for i in (0, 3, 6)]).double().numpy()  # type: ignore[index]
+        z = torch.cat([model[0](batches[i]) for i in (0, 3, 6)]).double().numpy()
     np.testing.assert_allclose(report["1"].mean, z.mean(0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(report["1"].std, z.std(0), rtol=1e-5)

@@ -181,8 +181,8 @@ def test_a_bias_far_below_gamma_returns_to_its_bits() -> None:
     patient = Patient.of(dead=[])
     with torch.no_grad():
         for unit, value in zip(DEAD, (-1.2345e-10, -1e-20, 0.0), strict=True):
-            patient.model[0].weight[unit] = -1  # type: ignore[index,operator]
-            patient.model[0].bias[unit] = value  # type: ignore[index,operator]
+            patient.model[0].weight[unit] = -1
+            patient.model[0].bias[unit] = value
     patient.x = patient.x.abs()
     before = patient.tensors()["0.bias"]
     report, watch = patient.treated(BiasWarming(gamma=1.0, hold=1, anneal=4, quiet=False))

@@ -564,7 +564,7 @@ def test_batched_and_unbatched_convolutions_share_their_axis() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(3, 6, 1), nn.ReLU())
     with torch.no_grad():
-        model[0].bias[0] = -1000  # type: ignore[index]
+        model[0].bias[0] = -1000
     with Watch(model, rules=Rules(min_samples=1)) as watch:
         model(torch.randn(40, 3, 10))
         for _ in range(10):

@@ -19,7 +19,7 @@ from deadwatch.records import Gate, Site, SiteSnapshot, Snapshot, Window
 def snapshot(flat: bool = True, samples: int = 1000, **data: Any) -> Snapshot:
     """One site whose units have the given statistics; the rest is as if nothing ever opened."""
     units = len(next(iter(data.values())))
-    defaults = {
+    defaults: dict[str, Any] = {
         name: np.zeros(units, np.bool_ if stat.kind == "flag" else np.int64)
         for name, stat in STATISTICS.items()
         if stat.kind != "real"

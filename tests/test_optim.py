@@ -65,7 +65,7 @@ def test_the_first_step_of_a_restarted_row_is_no_leap() -> None:
     patient = Patient.of(depth=1.5)
     patient.train(300)
     with torch.no_grad():
-        patient.model[0].bias[DEAD] -= 30  # type: ignore[index,operator]
+        patient.model[0].bias[DEAD] -= 30
     patient.train(1)
     _, watch = patient.treated(Recycle())
     before = patient.tensors()
@@ -93,12 +93,12 @@ def test_two_optimizers_each_keep_their_own() -> None:
     for optimizer in (first, second):
         patient.model(patient.x).square().mean().backward()
         optimizer.step()
-    patient.optimizer = [first, second]  # type: ignore[assignment]
+    patient.optimizer = [first, second]
     watch = patient.watch(Recycle()).attach()
     patient.model(patient.x)
     assert len(watch.close_window().treatments) == 1
-    rows = first.state[patient.model[0].weight]["exp_avg"]  # type: ignore[index]
-    columns = second.state[patient.model[2].weight]["momentum_buffer"]  # type: ignore[index]
+    rows = first.state[patient.model[0].weight]["exp_avg"]
+    columns = second.state[patient.model[2].weight]["momentum_buffer"]
     assert not rows[DEAD].any()
     assert rows[LIVE].any()
     assert not columns[:, DEAD].any()

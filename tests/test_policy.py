@@ -106,7 +106,7 @@ def test_a_unit_climbs_the_ladder_by_itself() -> None:
         for dies in (None, 5):
             if dies is not None:
                 with torch.no_grad():
-                    patient.model[0].bias[dies] = -99  # type: ignore[index,operator]
+                    patient.model[0].bias[dies] = -99
             patient.model(patient.x)
             watch.close_window()
     assert first.seen == [DEAD, [5]]
@@ -126,7 +126,7 @@ def test_units_a_remedy_leaves_out_go_to_the_next() -> None:
     patient = Patient.of(depth=30.0)
     with torch.no_grad():
         highest = patient.model[0](patient.x)[:, DEAD[0]].max()
-        patient.model[0].bias[DEAD[0]] -= highest + 0.1  # type: ignore[index,operator]
+        patient.model[0].bias[DEAD[0]] -= highest + 0.1
     report, watch = patient.treated(BiasWarming(deepest=20, hold=0, anneal=1), Recycle())
     watch.step()  # ends the warming
     watch.detach()
@@ -174,13 +174,13 @@ def test_the_ledger_follows_every_treated_unit() -> None:
         (entry,) = watch.ledger
         assert (entry.revived, entry.relapsed, entry.still_dead) == (0, 0, 0)
         with torch.no_grad():
-            patient.model[0].bias[DEAD[0]] = -99  # type: ignore[index,operator]
+            patient.model[0].bias[DEAD[0]] = -99
         patient.model(patient.x)
         watch.close_window()
         (entry,) = watch.ledger
         assert (entry.revived, entry.relapsed, entry.still_dead) == (2, 0, 1)
         with torch.no_grad():
-            patient.model[0].bias[DEAD[1]] = -99  # type: ignore[index,operator]
+            patient.model[0].bias[DEAD[1]] = -99
         patient.model(patient.x)
         watch.close_window()
         (entry,) = watch.ledger
@@ -247,29 +247,29 @@ BAD: list[tuple[Any, str]] = [
         lambda: Policy(Recycle(), cooldown=-1),
         "cooldown is -1; expected a whole number of 0 or more",
     ),
-    (lambda: Policy(Recycle), "then is <class .*; expected a remedy such as"),  # type: ignore[arg-type]
-    (lambda: Policy(None), "then is None; expected a remedy"),  # type: ignore[arg-type]
-    (lambda: Policy(r for r in [Recycle()]), "then is <generator"),  # type: ignore[arg-type]
-    (lambda: Policy(Recycle(), when="a"), "when is 'a'; expected a dead ratio"),  # type: ignore[arg-type]
-    (lambda: Policy(Recycle(), patience=1.5), "patience is 1.5; expected a whole"),  # type: ignore[arg-type]
+    (lambda: Policy(Recycle), "then is <class .*; expected a remedy such as"),
+    (lambda: Policy(None), "then is None; expected a remedy"),
+    (lambda: Policy(r for r in [Recycle()]), "then is <generator"),
+    (lambda: Policy(Recycle(), when="a"), "when is 'a'; expected a dead ratio"),
+    (lambda: Policy(Recycle(), patience=1.5), "patience is 1.5; expected a whole"),
     (lambda: Policy([]), r"then is \[\]; expected a remedy such as Recycle\(\)"),
-    (lambda: Policy(["recycle"]), "then is .'recycle'.; expected a remedy"),  # type: ignore[list-item]
+    (lambda: Policy(["recycle"]), "then is .'recycle'.; expected a remedy"),
     (lambda: BiasWarming(gamma=-1), 'gamma is -1; expected a number of 0 or more .or "auto"'),
-    (lambda: BiasWarming(gamma="big"), "gamma is 'big'; expected a number"),  # type: ignore[arg-type]
+    (lambda: BiasWarming(gamma="big"), "gamma is 'big'; expected a number"),
     (lambda: BiasWarming(hold=-1), "hold is -1; expected a whole number of 0 or more"),
     (lambda: BiasWarming(anneal=0), "anneal is 0; expected a whole number of 1 or more"),
     (lambda: BiasWarming(open_share=1), "open_share is 1; expected a share above 0 and below 1"),
     (lambda: BiasWarming(deepest=0), "deepest is 0; expected a number above 0"),
     (lambda: ThermalKick(scale=float("nan")), "scale is nan; expected a number of 0 or more"),
-    (lambda: BiasWarming(quiet="yes"), "quiet is 'yes'; expected True"),  # type: ignore[arg-type]
-    (lambda: BiasWarming(deepest=None), "deepest is None"),  # type: ignore[arg-type]
-    (lambda: Swap(["elu"]), r"to is \['elu'\]; expected one of"),  # type: ignore[arg-type]
+    (lambda: BiasWarming(quiet="yes"), "quiet is 'yes'; expected True"),
+    (lambda: BiasWarming(deepest=None), "deepest is None"),
+    (lambda: Swap(["elu"]), r"to is \['elu'\]; expected one of"),
     (lambda: Swap(slope=float("nan")), "slope is nan; expected a number"),
-    (lambda: Rules(min_samples="a"), "min_samples is 'a'"),  # type: ignore[arg-type]
-    (lambda: Rules(rare_below=None), "rare_below is None"),  # type: ignore[arg-type]
+    (lambda: Rules(min_samples="a"), "min_samples is 'a'"),
+    (lambda: Rules(rare_below=None), "rare_below is None"),
     (lambda: Swap("relu"), "to is 'relu'; expected one of 'leaky_relu', 'prelu', 'elu'"),
     (lambda: Swap("elu", slope=0.1), "slope is 0.1, but 'elu' has none"),
-    (lambda: Swap(only="some"), "only is 'some'; expected 'dead' or 'all'"),  # type: ignore[arg-type]
+    (lambda: Swap(only="some"), "only is 'some'; expected 'dead' or 'all'"),
     (lambda: Swap(only="all", quiet=True), "quiet is True, but only='all' changes live units"),
 ]
 
@@ -314,7 +314,7 @@ def test_a_bad_watch_raises_at_construction(arguments: dict[str, Any], message: 
 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model is 'list'; expected a torch\.nn\.Module"):
-        Watch([1])  # type: ignore[arg-type]
+        Watch([1])
 
 
 def test_treatments_are_plain_records() -> None:

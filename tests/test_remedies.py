@@ -130,7 +130,7 @@ def test_remedies_leave_the_random_stream_alone() -> None:
 def test_recycled_rows_are_drawn_as_the_module_itself_would() -> None:
     patient = Patient.of()
     patient.treated(Recycle())
-    weight, bias = patient.model[0].weight[DEAD], patient.model[0].bias[DEAD]  # type: ignore[index]
+    weight, bias = patient.model[0].weight[DEAD], patient.model[0].bias[DEAD]
     bound = 1 / math.sqrt(12)  # of nn.Linear: kaiming uniform with a = √5
     assert weight.abs().max() <= bound
     assert bias.abs().max() <= bound
@@ -254,12 +254,12 @@ def test_a_second_swap_extends_the_first() -> None:
     patient = Patient.of()
     _, watch = patient.treated(Swap(), cooldown=0, when=0.0)
     with torch.no_grad():
-        patient.model[0].bias[5] = -99  # type: ignore[index,operator]
+        patient.model[0].bias[5] = -99
     patient.model(patient.x)
     (treatment,) = watch.close_window().treatments
     assert treatment.units.tolist() == [5]
     swapped = patient.model[1]
-    assert swapped.deadwatch_mask.nonzero().flatten().tolist() == [*DEAD, 5]  # type: ignore[operator,union-attr]
+    assert swapped.deadwatch_mask.nonzero().flatten().tolist() == [*DEAD, 5]
     patient.model(patient.x)
     assert watch.close_window()["1"].dead.sum() == 0
     watch.detach()
@@ -297,9 +297,9 @@ def test_prelu_slopes_join_the_optimizer_where_parameters_has_them() -> None:
     patient.treated(Swap("prelu", quiet=False))
     (group,) = patient.optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in patient.model.parameters()]
-    slope = patient.model[1].replacement.weight  # type: ignore[union-attr]
+    slope = patient.model[1].replacement.weight
     patient.train(2)
-    assert not torch.equal(slope[DEAD], torch.full((3,), 0.25))  # type: ignore[index]
+    assert not torch.equal(slope[DEAD], torch.full((3,), 0.25))
     fresh = copy.deepcopy(patient.model)
     resumed = torch.optim.Adam(fresh.parameters(), lr=1e-2, weight_decay=0.1)
     resumed.load_state_dict(patient.optimizer.state_dict())
@@ -336,7 +336,7 @@ def dead_chain(*middle: nn.Module, last: nn.Module | None = None) -> nn.Sequenti
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), *middle, nn.ReLU(), last or nn.Linear(6, 3))
     with torch.no_grad():
-        model[len(middle)].bias[0] = -99  # type: ignore[union-attr,operator,index]
+        model[len(middle)].bias[0] = -99
     return model
 
 
@@ -425,7 +425,7 @@ def test_not_insisting_takes_the_textbook_form() -> None:
 def test_a_wholly_dead_layer_is_not_warmed_quietly() -> None:
     model = dead_chain()
     with torch.no_grad():
-        model[0].bias.fill_(-99)  # type: ignore[union-attr,operator]
+        model[0].bias.fill_(-99)
     assert "nothing would pass on" in refused(model, X, BiasWarming(quiet=True))
 
 

@@ -393,7 +393,7 @@ def test_a_reader_in_any_forward_counts(root_first: bool) -> None:
 
 def test_weights_tied_across_parts_that_are_called_by_themselves() -> None:
     model = nn.ModuleList([mlp(), mlp()])
-    model[1][0].weight = model[0][2].weight = nn.Parameter(torch.randn(16, 16))  # type: ignore[index]
+    model[1][0].weight = model[0][2].weight = nn.Parameter(torch.randn(16, 16))
     with Watch(model) as watch:
         model[0](vectors())
         model[1](torch.randn(4, 16))
@@ -452,13 +452,13 @@ def test_a_way_taken_only_later_is_traced_as_well() -> None:
         return net.down(h) + net.other(h) if net.late else net.down(h)
 
     model = Net(warming_up)
-    model.late = False  # type: ignore[assignment]
+    model.late = False
     with Watch(model) as watch:
         for window in range(5):
             model(vectors())
             site = watch.close_window()["act"].site
             assert len(site.consumers) == (2 if window == 4 else 1)
-            model.late = window >= 2  # type: ignore[assignment]
+            model.late = window >= 2
 
 
 def test_readers_in_a_hook_of_the_user_are_seen() -> None:
@@ -466,7 +466,7 @@ def test_readers_in_a_hook_of_the_user_are_seen() -> None:
     aux, losses = nn.Linear(16, 2), []
     model.add_module("aux", aux)
     model[1].register_forward_hook(lambda m, a, h: losses.append(aux(h).mean()))
-    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))  # type: ignore[method-assign]
+    model.forward = lambda x: model[4](model[3](model[2](model[1](model[0](x)))))
     site = site_of(model, vectors(), "1")
     assert names(site.consumers) == ["linear aux.weight", "linear 2.weight"]
 

@@ -218,7 +218,7 @@ class Taps:
         fast = [m for m in self._model.modules() if isinstance(m, _FAST) and not m.training]
         if fast:  # a mode would switch off torch's fast path, and change numbers by a rounding
             self._tracer.failed = f"a {type(fast[0]).__name__} in eval mode cannot be traced"
-        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        stack = _get_current_function_mode_stack()
         ready = not any(is_lazy(parameter) for parameter in self._model.parameters())
         if ready and not self._tracer.failed and self._tracer not in stack:
             self._tracing = True
@@ -234,7 +234,7 @@ class Taps:
         """Leave the mode; what the trace has seen so far counts only if it is finished next."""
         self._tracing = False
         self._tracer.paused += 1  # harmless, should another mode stand above it
-        stack = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+        stack = _get_current_function_mode_stack()
         if self._tracer not in stack:
             self._modes.pop_all()  # some other mode's exit took it off
         elif stack[-1] is self._tracer:
