@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import overhead, remedies
 from examples import digits
+from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
 
 ROOT = Path(__file__).parent.parent
@@ -51,10 +56,6 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    import torch
-    from torch import nn
-    from torch.utils.data import DataLoader, TensorDataset
-
     torch.manual_seed(0)
     x = torch.randn(400, 8)
     data = TensorDataset(x, x[:, :3].argmax(1))
@@ -69,4 +70,26 @@ def test_the_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(plain) >= 2
     for block in plain:
         exec(compile(block, "README.md", "exec"), scope)
-    assert "DoubleBias" in str(scope.keys())
+    assert scope["report"].dead_ratio >= 0
+    assert scope["watch"]._policy.ladder[0].name == "Mirror"
+
+
+def test_the_mirror_of_the_readme_revives_its_units() -> None:
+    scope: dict[str, Any] = {"model": None, "optimizer": None, "__name__": "readme"}
+    (source,) = [block for block in blocks("python") if "class Mirror" in block]
+    exec(source.rpartition("watch =")[0], scope)
+    patient = Patient.of()
+    before = patient.model(patient.x)
+    report, watch = patient.treated(scope["Mirror"]())
+    assert report.treatments[0].units.tolist() == DEAD
+    torch.testing.assert_close(patient.model(patient.x), before)
+    assert not watch.peek()["1"].dead.any()
+
+
+def test_the_readme_quotes_what_the_scripts_wrote() -> None:
+    text = (ROOT / "README.md").read_text()
+    seconds = json.loads((ROOT / "benchmarks/overhead.json").read_text())["seconds"]
+    for model, measured in seconds.items():
+        added = f"{100 * (measured['deadwatch'] / measured['bare'] - 1):+.1f}%"
+        assert re.search(rf"\| {re.escape(model)} \|.*\| {re.escape(added)} \|", text), model
+    assert (ROOT / "docs/tensorboard.png").stat().st_size < 300_000

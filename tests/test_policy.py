@@ -26,7 +26,6 @@ from deadwatch import (
     WindowReport,
 )
 from deadwatch.treat.policy import PRESETS
-from deadwatch.treat.remedies.base import silence
 from tests.clinic import DEAD, Patient
 
 
@@ -223,15 +222,11 @@ def test_a_remedy_of_your_own_in_a_few_lines() -> None:
     @dataclass(frozen=True)
     class ZeroIncoming(Remedy):
         def plan(self, case: Case) -> Plan:
-            from deadwatch.treat.surgery import Edit
-
             weight = case.producer().weight
             assert weight is not None
-            edits, restarts, _ = silence(case, None)
-            zero = torch.zeros_like(case.surgery.rows(weight, case.units))
-            return Plan(
-                self.name, case.units, (*edits, Edit(weight, 0, case.units, zero)), restarts
-            )
+            edits, restarts, quiet = case.silence(None)
+            edits = (*edits, case.edit(weight, torch.zeros_like(case.rows(weight))))
+            return Plan(self.name, case.units, edits, restarts, quiet=quiet)
 
     patient = Patient.of()
     report, _ = patient.treated(ZeroIncoming())

@@ -91,6 +91,50 @@ class Case:
             if self.optimizers.owner(parameter) is None:
                 raise CannotTreat(f"no optimizer given to deadwatch updates {name}")
 
+    def rows(self, name: str) -> Tensor:
+        """A copy of the treated units' rows of a parameter or buffer."""
+        return self.surgery.rows(name, self.units)
+
+    def edit(self, name: str, rows: Tensor) -> Edit:
+        """An edit that gives the treated units new rows of a parameter or buffer."""
+        return Edit(name, 0, self.units, rows)
+
+    def restart(self, name: str) -> Restart:
+        """A fresh start for the optimizer's state of the treated units' rows."""
+        return Restart(name, 0, self.units, self.live)
+
+    def silence(self, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Restart, ...], bool]:
+        """Zero the outgoing columns of the treated units: treating them then changes nothing yet.
+
+        What the units contributed on average is folded into the bias of the layers that read them.
+
+        Args:
+            quiet: True to insist, False for nothing, None for where all readers are known.
+
+        Returns:
+            The edits, the optimizer restarts, and whether the treatment is quiet.
+
+        Raises:
+            CannotTreat: ``quiet`` is True and the readers are unknown, or a contribution other than
+                zero cannot be folded.
+        """
+        site = self.report.site
+        if quiet is False or (quiet is None and not site.consumers):
+            return (), (), False
+        if not site.consumers:
+            raise CannotTreat(f"not all layers that read it are known: {site.consumers_note}")
+        edits: list[Edit] = []
+        restarts: list[Restart] = []
+        for wire in site.consumers:
+            assert wire.weight is not None
+            self.require_trainable(wire.weight)
+            columns, live = _columns(self.units, wire.block), _columns(self.live, wire.block)
+            edits += _fold(self, wire)
+            old = self.surgery.rows(wire.weight, columns, axis=1)
+            edits.append(Edit(wire.weight, 1, columns, torch.zeros_like(old)))
+            restarts.append(Restart(wire.weight, 1, columns, live))
+        return tuple(edits), tuple(restarts), True
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:
@@ -125,40 +169,6 @@ class Remedy(ABC):
         Raises:
             CannotTreat: The remedy does not apply.
         """
-
-
-def silence(case: Case, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Restart, ...], bool]:
-    """Zero the outgoing columns of the treated units, so that treating them changes nothing yet.
-
-    What the units contributed on average is folded into the bias of the layers that read them.
-
-    Args:
-        case: The case.
-        quiet: True to insist, False for nothing, None for where all readers are known.
-
-    Returns:
-        The edits, the optimizer restarts, and whether the treatment is quiet.
-
-    Raises:
-        CannotTreat: ``quiet`` is True and the readers are unknown, or a contribution other than
-            zero cannot be folded.
-    """
-    site = case.report.site
-    if quiet is False or (quiet is None and not site.consumers):
-        return (), (), False
-    if not site.consumers:
-        raise CannotTreat(f"not all layers that read it are known: {site.consumers_note}")
-    edits: list[Edit] = []
-    restarts: list[Restart] = []
-    for wire in site.consumers:
-        assert wire.weight is not None
-        case.require_trainable(wire.weight)
-        columns, live = _columns(case.units, wire.block), _columns(case.live, wire.block)
-        edits += _fold(case, wire)
-        old = case.surgery.rows(wire.weight, columns, axis=1)
-        edits.append(Edit(wire.weight, 1, columns, torch.zeros_like(old)))
-        restarts.append(Restart(wire.weight, 1, columns, live))
-    return tuple(edits), tuple(restarts), True
 
 
 def _fold(case: Case, wire: Wire) -> Iterator[Edit]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deadwatch.errors import ConfigError
 from deadwatch.records import Floats, Ints
-from deadwatch.treat.optim import Restart
 from deadwatch.treat.remedies.base import (
     CannotTreat,
     Case,
@@ -21,7 +20,6 @@ from deadwatch.treat.remedies.base import (
     Remedy,
     require_number,
     require_quiet,
-    silence,
 )
 from deadwatch.treat.surgery import Edit, Surgery
 
@@ -90,14 +88,15 @@ class BiasWarming(Remedy):
             raise CannotTreat(left_out)
         units, gammas = case.units[fits], gammas[fits]
         case = _only(case, units)
-        edits, restarts, quiet = silence(case, self._quiet(case))
-        warm = _add(case.surgery.rows(bias, units), gammas)
-        course = Warming(bias, units, case.surgery.rows(bias, units), warm, self.hold, self.anneal)
+        edits, restarts, quiet = case.silence(self._quiet(case))
+        own = case.rows(bias)
+        warm = _add(own, gammas)
+        course = Warming(bias, units, own, warm, self.hold, self.anneal)
         return Plan(
             self.name,
             units,
-            edits=(*edits, Edit(bias, 0, units, warm)),
-            restarts=(*restarts, Restart(bias, 0, units, case.live)),
+            edits=(*edits, case.edit(bias, warm)),
+            restarts=(*restarts, case.restart(bias)),
             course=course,
             quiet=quiet,
             note=f"γ {gammas.min():.3g} to {gammas.max():.3g} on {bias}",

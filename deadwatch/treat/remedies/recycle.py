@@ -15,7 +15,6 @@ from deadwatch.treat.remedies.base import (
     Remedy,
     fresh_like,
     require_separable,
-    silence,
 )
 from deadwatch.treat.surgery import Edit
 
@@ -34,7 +33,7 @@ class Recycle(Remedy):
         producer = case.producer()
         require_separable(case)
         case.require_trainable(producer.weight, producer.bias)
-        edits, restarts, _ = silence(case, quiet=True)
+        edits, restarts, _ = case.silence(quiet=True)
         fresh = fresh_like(case.surgery.module(producer.module), case.seed)
         rows: list[tuple[Edit, Restart | None]] = [
             _row(case, name, fresh[name.rpartition(".")[2]]) for name in _names(producer)
@@ -56,8 +55,7 @@ def _names(wire: Wire) -> list[str]:
 
 
 def _row(case: Case, name: str, values: Tensor) -> tuple[Edit, Restart]:
-    edit = Edit(name, 0, case.units, values[torch.as_tensor(case.units)])
-    return edit, Restart(name, 0, case.units, case.live)
+    return case.edit(name, values[torch.as_tensor(case.units)]), case.restart(name)
 
 
 def _fresh_norm(case: Case, norm: Wire) -> list[tuple[Edit, Restart | None]]:
@@ -73,5 +71,5 @@ def _fresh_norm(case: Case, norm: Wire) -> list[tuple[Edit, Restart | None]]:
         running = getattr(module, leaf, None)
         if isinstance(running, Tensor):
             value = torch.full_like(running, start)[: len(case.units)]
-            rows.append((Edit(f"{norm.module}.{leaf}", 0, case.units, value), None))
+            rows.append((case.edit(f"{norm.module}.{leaf}", value), None))
     return rows

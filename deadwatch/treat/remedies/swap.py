@@ -20,7 +20,6 @@ from deadwatch.treat.remedies.base import (
     Remedy,
     require_number,
     require_quiet,
-    silence,
 )
 
 _BUILD: dict[str, Callable[[int, int, float | None], nn.Module]] = {
@@ -92,7 +91,7 @@ class Swap(Remedy):
             raise CannotTreat(f"{site.module} has parameters of its own that a swap would lose")
         if self.to == "prelu":
             self._require_room_for_slopes(case)
-        edits, restarts, quiet = silence(case, False if self.only == "all" else self.quiet)
+        edits, restarts, quiet = case.silence(False if self.only == "all" else self.quiet)
         return Plan(
             self.name,
             case.units,

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from deadwatch.records import Ints
-from deadwatch.treat.optim import Restart
 from deadwatch.treat.remedies.base import (
     Case,
     Plan,
@@ -19,7 +15,6 @@ from deadwatch.treat.remedies.base import (
     require_number,
     require_quiet,
     require_separable,
-    silence,
 )
 from deadwatch.treat.surgery import Edit
 
@@ -51,7 +46,7 @@ class ThermalKick(Remedy):
         """Plan a kick for every unit of the case."""
         producer = case.producer()
         require_separable(case)
-        edits, restarts, quiet = silence(case, self.quiet)
+        edits, restarts, quiet = case.silence(self.quiet)
         names = [name for name in (producer.weight, producer.bias) if name]
         spreads = {name: self._spread(case, name) for name in names}
         for norm in case.norms():
@@ -60,7 +55,7 @@ class ThermalKick(Remedy):
         case.require_trainable(*spreads)
         with private_random(case.seed) as generator:
             kicks = [_kick(case, name, self.scale * s, generator) for name, s in spreads.items()]
-        rows = [Restart(name, 0, case.units, case.live) for name in spreads]
+        rows = [case.restart(name) for name in spreads]
         sizes = ", ".join(f"{name} ±{self.scale * s:.3g}" for name, s in spreads.items())
         return Plan(
             self.name,
@@ -88,7 +83,6 @@ def _norm_spread(case: Case, weight: str | None) -> float:
 
 
 def _kick(case: Case, name: str, size: float, generator: torch.Generator) -> Edit:
-    old: Tensor = case.surgery.rows(name, case.units)
+    old = case.rows(name)
     noise = torch.randn(old.shape, generator=generator) * size
-    index: Ints = np.asarray(case.units)
-    return Edit(name, 0, index, old.float() + noise.to(old.device))
+    return case.edit(name, old.float() + noise.to(old.device))
