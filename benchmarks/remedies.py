@@ -10,6 +10,7 @@ a user would have done who had known.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -117,11 +118,15 @@ def run(scenario: Scenario, arm: str, seed: int, epochs: int) -> tuple[float, fl
 
 
 def cell(results: list[tuple[float, float]]) -> str:
-    """Accuracy, mean ± std over seeds in percent, and the mean share of dead units at the end."""
+    """Accuracy, mean ± std over seeds in percent, and the mean share of dead units at the end.
+
+    Without a share, some run went to NaN: its units are uncertain, not dead.
+    """
     accuracies = [100 * accuracy for accuracy, _ in results]
     spread = stdev(accuracies) if len(accuracies) > 1 else 0.0
-    dead = mean(100 * ratio for _, ratio in results)
-    return f"{mean(accuracies):.1f} ± {spread:.1f} ({dead:.0f}%)"
+    ratios = [100 * ratio for _, ratio in results]
+    dead = "diverged" if any(map(math.isnan, ratios)) else f"{mean(ratios):.0f}%"
+    return f"{mean(accuracies):.1f} ± {spread:.1f} ({dead})"
 
 
 def main(arguments: list[str] | None = None) -> None:

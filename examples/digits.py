@@ -117,6 +117,8 @@ def train(seed: int, epochs: int, policy: str | None, out: Path, bar: Any) -> Ru
     watch = DeadWatch(policy=policy)
     progress = Progress(bar, watch)
     name = policy or "watched"
+    for old in (out / name / f"seed{seed}").glob("events.out.*"):
+        old.unlink()  # TensorBoard would join them to the new curve
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[watch, progress],

@@ -24,7 +24,8 @@ def test_the_demo_trains_prints_its_table_and_writes_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with lightning_remarks():
-        runs = digits.main(["--seeds", "1", "--epochs", "8", "--out", str(tmp_path)])
+        for _ in range(2):  # the second run replaces the first one's curves
+            runs = digits.main(["--seeds", "1", "--epochs", "8", "--out", str(tmp_path)])
     (watched,), (treated,) = runs["watched"], runs["ladder"]
     assert treated.accuracy > watched.accuracy + 0.2
     assert treated.treated
@@ -32,10 +33,8 @@ def test_the_demo_trains_prints_its_table_and_writes_runs(
     printed = capsys.readouterr().out
     assert "| held-out accuracy" in printed
     assert f"tensorboard --logdir {tmp_path}" in printed
-    assert {path.parent.parent.name for path in tmp_path.rglob("events.*")} == {
-        "watched",
-        "ladder",
-    }
+    written = sorted(path.parent.parent.name for path in tmp_path.rglob("events.*"))
+    assert written == ["ladder", "watched"]
 
 
 def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ PRESETS: dict[str, Policy | None] = {
     # Only layers that are badly hit, and only when it lasts.
     "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2),
     # Shallow deaths are warmed and deep ones recycled; what dies again is recycled.
-    "ladder": Policy((BiasWarming(hold=0, anneal=100, deepest=1, quiet=True), Recycle())),
+    "ladder": Policy((BiasWarming(hold=0, anneal=100, deepest=0.5, quiet=True), Recycle())),
 }
 """Policies by name; every remedy in them is quiet."""
 
