@@ -127,7 +127,7 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.fit_loop._skip_backward:
             return  # a pass that only refreshes batch norms after weight averaging
         if self._untreated is not None and not _averages(trainer):
-            self._treat(trainer, pl_module, self.watch, self._untreated)
+            self._treat(trainer, self.watch, self._untreated)
         self._untreated = None
         self.watch.resume()
 
@@ -185,7 +185,9 @@ class DeadWatch(_Callback):
         self._untreated = self.report if self._settings.treats else None
         self._log(trainer, pl_module, self.report)
         self._write_texts(trainer, self.report)
-        _say(pl_module, self._console.verdict(self.report, self._when(trainer)))
+        line = self._console.line(self.report, self._when(trainer))
+        if line is not None:
+            pl_module.print(line)  # above the progress bar, on rank 0
 
     def _log(self, trainer: Any, pl_module: Any, report: WindowReport) -> None:
         """Log all curves; Lightning writes them at the step it gives the epoch's metrics."""
@@ -201,10 +203,10 @@ class DeadWatch(_Callback):
             shown = common | {"logger": False, "prog_bar": True}
             pl_module.log("dead", points[MODEL_TAG], **shown)
 
-    def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
+    def _treat(self, trainer: Any, watch: Watch, verdict: WindowReport) -> None:
         self.report = watch.treat(verdict)
         self._write_texts(trainer, self.report)
-        _say(pl_module, self._console.treated(self.report, self._when(trainer)))
+        self._console.treated(self.report)
 
     def _write_texts(self, trainer: Any, report: WindowReport) -> None:
         for logger in trainer.loggers:
@@ -223,8 +225,3 @@ def _averages(trainer: Any) -> bool:
     """Whether stochastic weight averaging has begun: what changes now would be averaged in."""
     starts = [getattr(callback, "swa_start", None) for callback in trainer.callbacks]
     return any(start is not None and trainer.current_epoch >= start for start in starts)
-
-
-def _say(pl_module: Any, line: str | None) -> None:
-    if line is not None:
-        pl_module.print(line)

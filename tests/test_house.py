@@ -109,6 +109,21 @@ def test_only_surgery_and_optim_change_tensors_in_place_under_treat() -> None:
                 assert not inplace or node.attr == "fill_", f"{path.name}: {node.attr}"
 
 
+WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero"}
+MAY_WAIT = {  # once a window, once a site, or once a kind of activation
+    *("fetch", "adopt", "_all_reduce", "common_seed", "_measure", "_edge"),
+}
+
+
+def test_no_hook_waits_for_the_device() -> None:
+    """Functions that are not named above hold no operation that moves data to the host."""
+    for path in (PACKAGE / "observe").rglob("*.py"):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef) and function.name not in MAY_WAIT:
+                used = {n.attr for n in ast.walk(function) if isinstance(n, ast.Attribute)}
+                assert not used & WAITS, f"{path.name}: {function.name} uses {used & WAITS}"
+
+
 def test_the_public_names() -> None:
     assert deadwatch.__all__ == sorted(deadwatch.__all__)
     for name in deadwatch.__all__:

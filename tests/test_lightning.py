@@ -436,8 +436,8 @@ def test_one_line_a_window_when_something_died_or_was_treated(
     lines = [line for line in capsys.readouterr().out.splitlines() if "deadwatch" in line]
     assert lines == [
         "deadwatch epoch 0: 37.5% dead (6/16 units, +6), most in net.1 (6/16)",
-        "deadwatch epoch 1: treated 6 units (Recycle on net.1)",
-        "deadwatch epoch 1: 0.0% dead (0/16 units, -6)",
+        "deadwatch epoch 1: 0.0% dead (0/16 units, -6); "
+        "treated before it: 6 units (Recycle on net.1)",
     ]
 
 

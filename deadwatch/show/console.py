@@ -12,31 +12,31 @@ class ConsoleView:
 
     def __init__(self) -> None:
         self._dead = 0
+        self._treated = ""
 
-    def verdict(self, report: WindowReport, when: str) -> str | None:
-        """A line if the number of dead units changed, else None."""
-        dead, self._dead = self._dead, report.dead
-        if report.dead == dead:
-            return None
-        line = (
-            f"deadwatch {when}: {report.dead_ratio:.1%} dead ({report.dead}/{report.judged} units, "
-            f"{report.dead - dead:+d})"
-        )
-        worst = max(report.values(), key=lambda site: int(site.dead.sum()))
-        if report.dead:
-            line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
-        return line
-
-    def treated(self, report: WindowReport, when: str) -> str | None:
-        """A line if units were treated or every remedy refused, else None."""
+    def treated(self, report: WindowReport) -> None:
+        """Remember what was treated or refused, for the line of the window that follows."""
         done: Counter[str] = Counter()
         for treatment in report.treatments:
             done[f"{treatment.remedy} on {treatment.site}"] += len(treatment.units)
         if done:
-            return f"deadwatch {when}: treated " + ", ".join(
-                f"{units} units ({what})" for what, units in done.items()
-            )
-        if report.refusals:
+            parts = (f"{units} units ({what})" for what, units in done.items())
+            self._treated = f"; treated before it: {', '.join(parts)}"
+        elif report.refusals:
             last = report.refusals[-1]
-            return f"deadwatch {when}: {last.remedy} refused on {last.site}: {last.reason}"
-        return None
+            self._treated = f"; {last.remedy} refused on {last.site}: {last.reason}"
+
+    def line(self, report: WindowReport, when: str) -> str | None:
+        """A line if the number of dead units changed or something was treated, else None."""
+        change = report.dead - self._dead
+        treated, self._dead, self._treated = self._treated, report.dead, ""
+        if not change and not treated:
+            return None
+        line = (
+            f"deadwatch {when}: {report.dead_ratio:.1%} dead "
+            f"({report.dead}/{report.judged} units, {change:+d})"
+        )
+        if report.dead:
+            worst = max(report.values(), key=lambda site: int(site.dead.sum()))
+            line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
+        return line + treated
