@@ -80,7 +80,8 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._frame: _Frame | None = None
         self._tracer = Tracer(model)
-        self._tracing = False
+        self._tracing = False  # a trace is being taken
+        self._entered = False  # its mode is on torch's stack
         self._modes = ExitStack()
         self._traced: set[nn.Module] = set()
         self._ran: list[SiteState] = []
@@ -218,27 +219,35 @@ class Taps:
         fast = [m for m in self._model.modules() if isinstance(m, _FAST) and not m.training]
         if fast:  # a mode would switch off torch's fast path, and change numbers by a rounding
             self._tracer.failed = f"a {type(fast[0]).__name__} in eval mode cannot be traced"
-        stack = _get_current_function_mode_stack()
-        ready = not any(is_lazy(parameter) for parameter in self._model.parameters())
-        if ready and not self._tracer.failed and self._tracer not in stack:
-            self._tracing = True
+        if self._tracer.failed:
+            self._traced.add(module)
+        elif not self._entered and not any(is_lazy(p) for p in self._model.parameters()):
+            self._tracing = self._entered = True
             self._tracer.begin(self._paths[module])
             self._modes.enter_context(self._tracer)
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
-        self._drop_trace()
+        self._leave_mode()
         self._traced.add(module)
         self._tracer.finish(output)
 
     def _drop_trace(self) -> None:
-        """Leave the mode; what the trace has seen so far counts only if it is finished next."""
+        if self._tracing:
+            self._leave_mode()
+            self._tracer.abandon()
+        elif self._entered:  # an interrupt left it below another mode
+            self._leave_mode()
+
+    def _leave_mode(self) -> None:
         self._tracing = False
-        self._tracer.paused += 1  # harmless, should another mode stand above it
+        self._tracer.paused += 1  # harmless, should another mode still stand above it
         stack = _get_current_function_mode_stack()
-        if self._tracer not in stack:
-            self._modes.pop_all()  # some other mode's exit took it off
+        if self._tracer not in stack:  # some other mode's exit took it off
+            self._modes.pop_all()
+            self._entered = False
         elif stack[-1] is self._tracer:
             self._modes.close()
+            self._entered = False
 
     # ── one activation call ─────────────────────────────────────────────────────────────
 

@@ -85,8 +85,7 @@ class Tracer(TorchFunctionMode):
         self._buffers = {id(t): name for name, t in self._model.named_buffers()}
         self._frame = frame
         self._uses.clear()
-        self._labels.clear()
-        self._open.clear()
+        self.abandon()
 
     def finish(self, output: Any) -> None:
         """The forward returned ``output``; nothing that happens to it from here on is seen."""
@@ -101,6 +100,10 @@ class Tracer(TorchFunctionMode):
                 self._known[site][_visit(label, flow, note)] = None
         except Exception as error:  # never break training
             self._fail(error)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """The forward did not end as it should: forget what it showed."""
         self._labels.clear()
         self._open.clear()
 
