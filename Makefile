@@ -18,11 +18,12 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# Regenerates every figure that README.md quotes (the picture needs Chromium and ImageMagick).
+# Prints every table that README.md quotes and redraws its picture (which needs Chromium and
+# ImageMagick).
 figures: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 	$(BIN)/python benchmarks/remedies.py
-	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/overhead.py --out benchmarks/overhead.json
 	$(BIN)/python benchmarks/picture.py
 
 $(VENV)/bin/python:

@@ -148,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/overhead.json"))
+    parser.add_argument("--out", type=Path, help="write the seconds to this file as JSON")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
@@ -161,7 +161,10 @@ def main(arguments: list[str] | None = None) -> None:
     for model, seconds in results.items():
         added = [f"{100 * (seconds[name] / seconds['bare'] - 1):+.1f}%" for name in names]
         print(f"| {model} | {1000 * seconds['bare']:.2f} ms | " + " | ".join(added) + " |")
-    options.out.write_text(json.dumps({"machine": machine, "seconds": results}, indent=1) + "\n")
+    if options.out is not None:
+        options.out.write_text(
+            json.dumps({"machine": machine, "seconds": results}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

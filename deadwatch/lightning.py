@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +47,8 @@ class DeadWatch(_Callback):
         window: ``"epoch"``, or a number of training batches after which to judge.
 
     Attributes:
-        report: The latest `WindowReport`, None before the first.
+        report: The latest `WindowReport`, None before the first. Its treatments and refusals are
+            those of the window's start.
         watch: The `Watch` of the latest fit, None before the first.
 
     Raises:
@@ -74,6 +76,7 @@ class DeadWatch(_Callback):
         self.report: WindowReport | None = None
         self.watch: Watch | None = None
         self._untreated: WindowReport | None = None
+        self._treated: WindowReport | None = None
         self._batches = 0
         self._step = 0
         self._suspended = False
@@ -87,7 +90,7 @@ class DeadWatch(_Callback):
         treats = self._settings.treats
         optimizers = trainer.optimizers if treats else None
         self.watch = Watch(pl_module, optimizer=optimizers, **vars(self._settings))
-        self.report = self._untreated = None
+        self.report = self._untreated = self._treated = None
         self._batches = 0
         self._console = ConsoleView()
         self._views = {}
@@ -101,7 +104,11 @@ class DeadWatch(_Callback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""
         if self.watch is not None and self._window != "epoch" and self._batches:
-            self.report = self.watch.close_window(treat=False)
+            self._batches = 0
+            self.report = self._with_treatments(self.watch.close_window(treat=False))
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            for logger in trainer.loggers:
+                logger.log_metrics(scalars(self.report), step=step)
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -181,10 +188,11 @@ class DeadWatch(_Callback):
         # Lightning counts a batch only after its end hooks, and logs an epoch at its last batch.
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
         self._step = stepped - 1 if self._window == "epoch" else stepped
-        self.report = watch.close_window(treat=False)
-        self._untreated = self.report if self._settings.treats else None
-        self._log(trainer, pl_module, self.report)
-        self._write_texts(trainer, self.report)
+        verdict = watch.close_window(treat=False)
+        self._untreated = verdict if self._settings.treats else None
+        self.report = self._with_treatments(verdict)
+        self._log(trainer, pl_module, verdict)
+        self._write_texts(trainer, verdict)
         line = self._console.line(self.report, self._when(trainer))
         if line is not None:
             pl_module.print(line)  # above the progress bar, on rank 0
@@ -204,9 +212,16 @@ class DeadWatch(_Callback):
             pl_module.log("dead", points[MODEL_TAG], **shown)
 
     def _treat(self, trainer: Any, watch: Watch, verdict: WindowReport) -> None:
-        self.report = watch.treat(verdict)
-        self._write_texts(trainer, self.report)
-        self._console.treated(self.report)
+        self._treated = watch.treat(verdict)
+        self._write_texts(trainer, self._treated)
+        self._console.treated(self._treated)
+
+    def _with_treatments(self, verdict: WindowReport) -> WindowReport:
+        """The verdict on a window, with what was done just before the window."""
+        done, self._treated = self._treated, None
+        if done is None:
+            return verdict
+        return replace(verdict, treatments=done.treatments, refusals=done.refusals)
 
     def _write_texts(self, trainer: Any, report: WindowReport) -> None:
         for logger in trainer.loggers:

@@ -126,6 +126,7 @@ class Watch:
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
         self._step_at_window = 0
+        self._closed = False
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
@@ -148,8 +149,9 @@ class Watch:
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
                 f"watching ended while {clinic.in_course} units were being warmed: up to "
-                f"{clinic.held:.3g} of what was added is still in their biases. End training with "
-                "a shorter hold and anneal, or treat earlier.",
+                f"{clinic.held:.3g} of what was added is still in their biases, and stays there. "
+                "They were treated within hold + anneal steps of the end, or watch.step() was not "
+                "called after every optimizer.step().",
                 UnfinishedCourseWarning,
                 stacklevel=2,
             )
@@ -167,6 +169,13 @@ class Watch:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None and self._clinic is not None and not self._closed and self.steps:
+            warnings.warn(
+                "close_window() was never called: nothing was judged, and nothing treated; call "
+                "it at the end of every epoch",
+                MissingStepWarning,
+                stacklevel=2,
+            )
         self.detach()
 
     # ── while training ──────────────────────────────────────────────────────────────────
@@ -210,6 +219,7 @@ class Watch:
         Args:
             treat: False to leave the treatments to a later call of `treat`.
         """
+        self._closed = True
         snapshot = reduce(self._taps.read())
         self._taps.restart({site.site.name: site.age for site in snapshot.sites})
         verdict = judge(snapshot, self._rules)
@@ -311,7 +321,9 @@ def _warn_unseen(verdict: WindowReport) -> None:
     if unseen:
         warnings.warn(
             f"not seen in window {verdict.window.index}: {', '.join(unseen)}. Nothing is known of "
-            "these activations: they did not run in a counted forward.",
+            "these activations: they did not run in a counted forward. Only forwards in training "
+            "mode with gradients on count, while the watch is attached, and code compiled by "
+            "torch.compile is not seen.",
             UnseenSiteWarning,
             stacklevel=3,
         )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections import Counter
@@ -92,7 +93,7 @@ class Run:
     worst: dict[str, float]
     last: dict[str, float]
     treated: Counter[str]
-    revived: Counter[str]
+    alive: Counter[str]
 
 
 def data(seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -139,13 +140,18 @@ def train(seed: int, epochs: int, policy: str | None, out: Path, bar: Any) -> Ru
 def _run(accuracy: float, reports: list[WindowReport], watch: DeadWatch) -> Run:
     last = {site: reports[-1][site].dead_ratio for site in SITES}
     worst = {site: max(report[site].dead_ratio for report in reports) for site in SITES}
-    treated: Counter[str] = Counter()
-    revived: Counter[str] = Counter()
     assert watch.watch is not None
+    treated: dict[str, set[tuple[str, int]]] = {}
     for entry in watch.watch.ledger:
-        treated[entry.treatment.remedy] += len(entry.treatment.units)
-        revived[entry.treatment.remedy] += entry.revived
-    return Run(accuracy, worst, last, treated, revived)
+        units = {(entry.treatment.site, int(unit)) for unit in entry.treatment.units}
+        treated.setdefault(entry.treatment.remedy, set()).update(units)
+    dead = {(site, int(unit)) for site in SITES for unit in reports[-1][site].dead.nonzero()[0]}
+    alive = {remedy: units - dead for remedy, units in treated.items()}
+    return Run(accuracy, worst, last, _sizes(treated), _sizes(alive))
+
+
+def _sizes(units: dict[str, set[tuple[str, int]]]) -> Counter[str]:
+    return Counter({remedy: len(those) for remedy, those in units.items()})
 
 
 def spread(values: list[float]) -> str:
@@ -170,9 +176,9 @@ def table(runs: dict[str, list[Run]]) -> str:
             row(f"dead in {site}, {when} epoch", [spread(values) for values in ratios])
     for remedy in sorted({key for n in names for run in runs[n] for key in run.treated}):
         treated = [sum(run.treated[remedy] for run in runs[n]) for n in names]
-        revived = [sum(run.revived[remedy] for run in runs[n]) for n in names]
-        cells = [f"{t}, {r} alive" if t else "–" for t, r in zip(treated, revived, strict=True)]
-        row(f"{remedy}: treated, and now", cells)
+        alive = [sum(run.alive[remedy] for run in runs[n]) for n in names]
+        cells = [f"{t}, {a} alive" if t else "–" for t, a in zip(treated, alive, strict=True)]
+        row(f"{remedy}: units treated, at end", cells)
     return "\n".join(lines)
 
 
@@ -197,7 +203,8 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Run]]:
     print(f"\nscikit-learn digits, MLP 64-64-64-10, Adam {LEARNING_RATE} with cosine decay,")
     print(f"{options.epochs} epochs, {options.seeds} seeds\n")
     print(table(runs))
-    print(f"\nSee the curves:  tensorboard --logdir {options.out}")
+    program = Path(os.path.relpath(Path(sys.executable).parent)) / "tensorboard"
+    print(f"\nSee the curves:  {program} --logdir {options.out}")
     return runs
 
 

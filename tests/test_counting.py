@@ -319,6 +319,13 @@ def test_a_model_without_activations_is_warned_of() -> None:
     assert np.isnan(report.dead_ratio)
 
 
+def test_patterns_that_leave_nothing_are_told_apart_from_a_bare_model() -> None:
+    watch = Watch(mlp(), exclude="*")
+    with pytest.warns(NoSiteWarning, match="include and exclude leave no activation module"):
+        watch.attach()
+    watch.detach()
+
+
 def test_an_ambiguous_axis_is_reported_and_can_be_settled() -> None:
     model = nn.Sequential(nn.ReLU())
     x = torch.randn(4, 6, 9)

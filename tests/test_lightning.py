@@ -178,6 +178,20 @@ def test_treatments_are_applied_before_the_next_batch_and_never_after_the_last(
     assert len(watch.watch.ledger) == 1
 
 
+def test_a_report_tells_what_was_treated_at_its_start(tmp_path: Path) -> None:
+    policy = Policy((Recycle(),), cooldown=0)
+    module = Module(optimizer=lambda p: torch.optim.SGD(list(p)[:4], lr=0.1))
+    with torch.no_grad():
+        module.net[2].bias[:3] = -50
+    watch = DeadWatch(policy=policy, rules=QUICK)
+    seen = Reports(watch)
+    fit([watch, seen], tmp_path, module, max_epochs=2)
+    first, second = seen.reports
+    assert (first.treatments, first.refusals) == ((), ())
+    assert [treatment.site for treatment in second.treatments] == ["net.1"]
+    assert [refusal.site for refusal in second.refusals] == ["net.3"]
+
+
 def test_a_treated_run_revives_its_units(tmp_path: Path) -> None:
     watch = DeadWatch(policy="ladder", rules=QUICK)
     seen = Reports(watch)
@@ -231,6 +245,7 @@ def test_a_window_of_steps_that_training_cuts_short_is_still_judged(tmp_path: Pa
     fit([watch], tmp_path)  # 12 batches
     assert watch.report is not None
     assert (watch.report.window.index, watch.report["net.1"].samples) == (1, 4 * BATCH)
+    assert [step for step, _ in curve(events(tmp_path), "deadwatch/dead_ratio")] == [7, 11]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -15,6 +15,7 @@ from deadwatch import (
     CannotTreat,
     Case,
     ConfigError,
+    DeadwatchError,
     Plan,
     Policy,
     Recycle,
@@ -25,6 +26,7 @@ from deadwatch import (
     Watch,
     WindowReport,
 )
+from deadwatch.errors import MissingStepWarning
 from deadwatch.treat.policy import PRESETS
 from tests.clinic import DEAD, Patient
 
@@ -249,13 +251,16 @@ BAD: list[tuple[Any, str]] = [
     (lambda: Policy(Recycle(), patience=1.5), "patience is 1.5; expected a whole"),
     (lambda: Policy([]), r"then is \[\]; expected a remedy such as Recycle\(\)"),
     (lambda: Policy(["recycle"]), "then is .'recycle'.; expected a remedy"),
-    (lambda: BiasWarming(gamma=-1), 'gamma is -1; expected a number of 0 or more .or "auto"'),
+    (lambda: BiasWarming(gamma=-1), 'gamma is -1; expected a number of 1e-12 or more .or "auto"'),
     (lambda: BiasWarming(gamma="big"), "gamma is 'big'; expected a number"),
     (lambda: BiasWarming(hold=-1), "hold is -1; expected a whole number of 0 or more"),
     (lambda: BiasWarming(anneal=0), "anneal is 0; expected a whole number of 1 or more"),
     (lambda: BiasWarming(open_share=1), "open_share is 1; expected a share above 0 and below 1"),
     (lambda: BiasWarming(deepest=0), "deepest is 0; expected a number above 0"),
     (lambda: ThermalKick(scale=float("nan")), "scale is nan; expected a number of 0 or more"),
+    (lambda: BiasWarming(gamma=0), "gamma is 0; expected a number"),
+    (lambda: Swap(slope=0.0), "slope is 0.0; expected a number of 0.001 or more"),
+    (lambda: Rules(min_samples=True), "min_samples is True"),
     (lambda: BiasWarming(quiet="yes"), "quiet is 'yes'; expected True"),
     (lambda: BiasWarming(deepest=None), "deepest is None"),
     (lambda: Swap(["elu"]), r"to is \['elu'\]; expected one of"),
@@ -282,6 +287,7 @@ OWN = torch.optim.SGD(MODEL.parameters(), lr=0.1)
 BAD_WATCHES: list[tuple[dict[str, Any], str]] = [
     ({"policy": "heroic", "optimizer": OWN}, "policy is 'heroic'; expected one of 'watch', 'gen"),
     ({"policy": 3}, "policy is 3; expected one of"),
+    ({"policy": Recycle()}, r"wrap the remedy: Policy\(Recycle\(\)\)"),
     ({"policy": "ladder"}, "policy 'ladder' treats units.*pass optimizer="),
     ({"optimizer": OTHER}, "the SGD given as optimizer updates no parameter of the model"),
     ({"optimizer": "adam"}, "optimizer is or holds a 'str'; expected a torch.optim.Optimizer"),
@@ -310,6 +316,43 @@ def test_a_bad_watch_raises_at_construction(arguments: dict[str, Any], message: 
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model is 'list'; expected a torch\.nn\.Module"):
         Watch([1])
+
+
+def test_a_plan_that_is_none_or_does_not_fit_is_told_and_writes_nothing() -> None:
+    class Forgetful(Remedy):
+        def plan(self, case: Case) -> Plan:
+            return None
+
+    class Misshapen(Remedy):
+        def plan(self, case: Case) -> Plan:
+            edits = (case.edit("0.bias", torch.zeros(3)), case.edit("0.weight", torch.zeros(3, 5)))
+            return Plan(self.name, case.units, edits)
+
+    for remedy, message in (
+        (Forgetful(), r"Forgetful\.plan returned None; expected a Plan"),
+        (Misshapen(), r"an edit of 0.weight has values of shape \(3, 5\); 3 slices .* \(3, 12\)"),
+    ):
+        patient = Patient.of()
+        before = patient.tensors()
+        with pytest.raises(DeadwatchError, match=message):
+            patient.treated(remedy)
+        assert torch.equal(patient.tensors()["0.bias"], before["0.bias"])
+
+
+def test_units_left_out_without_a_reason_are_told_all_the_same() -> None:
+    class Partial(Remedy):
+        def plan(self, case: Case) -> Plan:
+            return Plan(self.name, case.units[:1])
+
+    report, _ = Patient.of().treated(Partial())
+    assert report.refusals[0].reason == "the remedy left them out and gave no reason"
+
+
+def test_a_window_that_is_never_closed_is_noticed() -> None:
+    patient = Patient.of()
+    watch = patient.watch(Recycle())
+    with pytest.warns(MissingStepWarning, match=r"close_window\(\) was never called"), watch:
+        patient.train(2, watch)
 
 
 def test_treatments_are_plain_records() -> None:

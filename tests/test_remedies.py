@@ -266,6 +266,18 @@ def test_a_second_swap_extends_the_first() -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in patient.model.modules())
 
 
+@pytest.mark.parametrize("to", ["leaky_relu", "prelu", "gelu"])
+def test_a_swap_keeps_its_wiring_when_it_is_traced_again(to: str) -> None:
+    patient = Patient.of()
+    _, watch = patient.treated(Swap(to), cooldown=99)
+    for _ in range(4):  # windows 1, 2 and 4 are traced
+        patient.model(patient.x)
+        site = watch.close_window()["1"].site
+        assert site.producers[0].weight == "0.weight"
+        assert site.consumers[0].weight == "2.weight"
+    watch.detach()
+
+
 def test_hooks_of_the_user_stay_on_a_swapped_activation() -> None:
     patient = Patient.of()
     shapes = []

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from deadwatch import Recycle, Rules, TensorBoardView, Watch
+from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
 from deadwatch.show.console import ConsoleView
 from deadwatch.show.tensorboard import LAYOUT, scalars, tag, treatments_text
@@ -160,6 +160,28 @@ def test_names_are_data_in_markdown() -> None:
     treatment = report.treatments[0]
     object.__setattr__(treatment, "site", "a`b")
     assert "`a'b`" in treatments_text(report)
+
+
+def test_a_view_wants_a_writer() -> None:
+    with pytest.raises(ConfigError, match=r"writer is 'runs'; expected a .*SummaryWriter"):
+        TensorBoardView("runs")
+
+
+def test_the_console_tells_each_refusal_once() -> None:
+    patient = Patient.of()
+    patient.model[2].weight.requires_grad_(False)
+    watch = patient.watch(Recycle(), cooldown=0)
+    view = ConsoleView()
+    lines = []
+    with watch:
+        for window in range(3):
+            patient.model(patient.x)
+            report = watch.close_window()
+            lines.append(view.line(report, f"window {window}"))
+            view.treated(report)
+    assert lines[1] is not None
+    assert lines[1].endswith("; Recycle refused on 1: 2.weight is frozen")
+    assert lines[2] is None
 
 
 def test_the_console_is_silent_when_nothing_changes() -> None:

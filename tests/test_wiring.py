@@ -292,10 +292,10 @@ UNKNOWN = [
     Unknown("pooled-units", _pooled_units, "consumers", "read by avg_pool1d"),
     Unknown("pooled-before", _pooled_before, "producers", "no known operation"),
     Unknown("overwritten-before", _overwritten_before, "producers", "read by __setitem__ and"),
-    Unknown("scripted-before", _scripted_before, "producers", "an operation that is not seen"),
+    Unknown("scripted-before", _scripted_before, "producers", "no torch function"),
     Unknown("kept-before", _kept_before, "producers", "kept in a dict by the forward"),
-    Unknown("behind-no-grad", _hidden_behind_no_grad, "consumers", "that is not seen"),
-    Unknown("scripted", _scripted, "consumers", "an operation that is not seen"),
+    Unknown("behind-no-grad", _hidden_behind_no_grad, "consumers", "no torch function"),
+    Unknown("scripted", _scripted, "consumers", "no torch function"),
     Unknown("stashed", _stashed, "consumers", "kept in a dict by the forward"),
     Unknown("stashed-view", _stashed_view, "consumers", "kept in a list by the forward"),
     Unknown("namespace", _namespace, "consumers", "kept in a dict by the forward"),
@@ -520,3 +520,10 @@ def test_a_norm_called_in_another_way_than_its_module_does() -> None:
             return self.act(z)
 
     assert site_of(Direct(), vectors(), "act").producers == ()
+
+
+@pytest.mark.parametrize("act", [nn.Softsign, nn.Tanhshrink, nn.GELU, nn.Mish, nn.PReLU])
+def test_an_activation_may_read_its_input_several_times(act: Callable[[], nn.Module]) -> None:
+    site = site_of(mlp(act), vectors(), "1")
+    assert names(site.producers) == ["linear 0.weight"]
+    assert names(site.consumers) == ["linear 2.weight"]

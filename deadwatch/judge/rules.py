@@ -51,7 +51,7 @@ class Rules:
     rare_below: float = 0.01
 
     def __post_init__(self) -> None:
-        if not isinstance(self.min_samples, int) or self.min_samples < 1:
+        if type(self.min_samples) is not int or self.min_samples < 1:
             raise ConfigError(
                 f"min_samples is {self.min_samples!r}; expected an integer of 1 or more "
                 "(elements without an open gate before a unit may be called dead)"

@@ -104,9 +104,13 @@ class Taps:
             return
         self._attached = True
         if not self._taps:
+            hidden = bool(Selection().candidates(self._model))
             warnings.warn(
-                "the model holds no activation module that can be watched "
-                "(functional calls such as F.relu are not seen yet)",
+                "include and exclude leave no activation module to watch"
+                if hidden
+                else "the model holds no activation module that can be watched: functional calls "
+                "such as F.relu are not seen yet; use nn.ReLU() and its like as modules (for "
+                "nn.TransformerEncoderLayer, activation=nn.ReLU())",
                 NoSiteWarning,
                 stacklevel=3,
             )

@@ -124,7 +124,10 @@ class Tracer(TorchFunctionMode):
 
     def leave_site(self, site: str, h: Tensor, dim: int) -> None:
         """Tensor ``h`` is the output of activation ``site``, with units along ``dim`` < 0."""
-        flow = self._open[site][1]
+        label, flow, _ = self._open[site]
+        if label is not None and label.node is not None and h.grad_fn is not None:
+            # The function may read its input several times; all of them are the site's own.
+            label.edges += _edges([h.grad_fn], until=label.node[0])[label.node] - 1
         self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", flow=flow))
 
     # ── what is known of a site ─────────────────────────────────────────────────────────
@@ -249,7 +252,9 @@ class Tracer(TorchFunctionMode):
         edges = _edges([t.grad_fn for t in found if t.grad_fn is not None])
         for _, label in self._labels.values():
             if label.node is not None and edges[label.node] > label.edges:
-                label.lose("it is read by an operation that is not seen")
+                label.lose(
+                    "it is read by something that is no torch function, say a scripted module"
+                )
 
     def _find_kept_tensors(self) -> None:
         """A tensor that outlives its forward in some attribute can be read by anyone."""
@@ -290,8 +295,8 @@ def _other_readers(label: Label) -> str:
     return ""
 
 
-def _edges(roots: list[Any]) -> Counter[tuple[Any, int]]:
-    """How many times each output of each node is read in the graph behind ``roots``."""
+def _edges(roots: list[Any], until: Any = None) -> Counter[tuple[Any, int]]:
+    """How often each output of each node is read in the graph behind ``roots``, to ``until``."""
     found: Counter[tuple[Any, int]] = Counter()
     seen = set(roots)
     pending = list(seen)
@@ -299,7 +304,7 @@ def _edges(roots: list[Any]) -> Counter[tuple[Any, int]]:
         for node, output in pending.pop().next_functions:
             if node is not None:
                 found[node, output] += 1
-                if node not in seen:
+                if node not in seen and node is not until:
                     seen.add(node)
                     pending.append(node)
     return found

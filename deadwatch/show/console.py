@@ -13,6 +13,7 @@ class ConsoleView:
     def __init__(self) -> None:
         self._dead = 0
         self._treated = ""
+        self._said: set[str] = set()
 
     def treated(self, report: WindowReport) -> None:
         """Remember what was treated or refused, for the line of the window that follows."""
@@ -22,9 +23,11 @@ class ConsoleView:
         if done:
             parts = (f"{units} units ({what})" for what, units in done.items())
             self._treated = f"; treated before it: {', '.join(parts)}"
-        elif report.refusals:
-            last = report.refusals[-1]
-            self._treated = f"; {last.remedy} refused on {last.site}: {last.reason}"
+        for refusal in report.refusals:
+            text = f"{refusal.remedy} refused on {refusal.site}: {refusal.reason}"
+            if text not in self._said:  # once is enough
+                self._said.add(text)
+                self._treated += f"; {text}"
 
     def line(self, report: WindowReport, when: str) -> str | None:
         """A line if the number of dead units changed or something was treated, else None."""

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import numpy as np
 
+from deadwatch.errors import ConfigError
 from deadwatch.records import Floats, SiteReport, WindowReport
 
 MODEL_TAG = "deadwatch/dead_ratio"
@@ -52,10 +53,18 @@ class TensorBoardView:
     """Writes each report to a TensorBoard run.
 
     Args:
-        writer: A ``torch.utils.tensorboard.SummaryWriter``.
+        writer: A ``torch.utils.tensorboard.SummaryWriter``; make one for the whole run.
+
+    Raises:
+        ConfigError: ``writer`` is something else.
     """
 
     def __init__(self, writer: Writer) -> None:
+        if not hasattr(writer, "add_custom_scalars"):
+            raise ConfigError(
+                f"writer is {writer!r}; expected a torch.utils.tensorboard.SummaryWriter, such as "
+                "SummaryWriter('runs')"
+            )
         self._writer = writer
         self._laid_out = False
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import nn
 
+from deadwatch.errors import DeadwatchError
 from deadwatch.records import Bools, Ints, Refusal, SiteReport, Treatment, WindowReport
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.optim import OptimizerState
@@ -121,6 +122,10 @@ class Clinic:
                 continue
             try:
                 plan = remedy.plan(self._case(remedy, report, units))
+                if not isinstance(plan, Plan):
+                    raise DeadwatchError(
+                        f"{remedy.name}.plan returned {plan!r}; expected a Plan (no return?)"
+                    )
                 if plan.swap is not None and self.no_swaps:
                     raise CannotTreat(self.no_swaps)
             except CannotTreat as reason:
@@ -136,7 +141,13 @@ class Clinic:
             left = np.setdiff1d(units, plan.units)
             if len(left):
                 refused.append(
-                    Refusal(remedy.name, report.site.name, left, self._window, plan.left_out)
+                    Refusal(
+                        remedy.name,
+                        report.site.name,
+                        left,
+                        self._window,
+                        plan.left_out or "the remedy left them out and gave no reason",
+                    )
                 )
         return done, refused
 

@@ -44,7 +44,8 @@ class Policy:
         given = self.then if isinstance(self.then, (list, tuple)) else [self.then]
         if not given or not all(isinstance(remedy, Remedy) for remedy in given):
             raise ConfigError(
-                f"then is {self.then!r}; expected a remedy such as Recycle(), or several in a list"
+                f"then is {self.then!r}; expected a remedy such as Recycle() (with its "
+                "parentheses), or several in a list"
             )
 
     @property
@@ -74,6 +75,8 @@ def resolve(policy: Policy | str | None) -> Policy | None:
     if isinstance(policy, str) and policy in PRESETS:
         return PRESETS[policy]
     names = ", ".join(repr(name) for name in PRESETS)
+    hint = f"; wrap the remedy: Policy({policy!r})" if isinstance(policy, Remedy) else ""
     raise ConfigError(
-        f"policy is {policy!r}; expected one of {names}, a deadwatch.Policy, or None to only watch"
+        f"policy is {policy!r}; expected one of {names}, a deadwatch.Policy, or None to only "
+        f"watch{hint}"
     )

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
 
 
@@ -46,7 +47,19 @@ class Surgery:
         return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
-        """Write all edits, in order, and return what changed."""
+        """Write all edits, in order, and return what changed.
+
+        Raises:
+            DeadwatchError: An edit does not fit its tensor; then nothing is written.
+        """
+        for edit in edits:
+            shape = list(self.tensor(edit.tensor).shape)
+            shape[edit.axis] = len(edit.index)
+            if list(edit.value.shape) != shape:
+                raise DeadwatchError(
+                    f"an edit of {edit.tensor} has values of shape {tuple(edit.value.shape)}; "
+                    f"{len(edit.index)} slices along axis {edit.axis} need {tuple(shape)}"
+                )
         return tuple(self._record(edit) for edit in edits)
 
     def _record(self, edit: Edit) -> Change:

@@ -57,7 +57,7 @@ class BiasWarming(Remedy):
 
     def __post_init__(self) -> None:
         if self.gamma != "auto":
-            require_number("gamma", self.gamma, 0, 'or "auto" for one per unit')
+            require_number("gamma", self.gamma, 1e-12, 'or "auto" for one per unit')
         require_quiet(self.quiet)
         require_number("hold", self.hold, 0, "training steps at full strength", whole=True)
         require_number("anneal", self.anneal, 1, "training steps until it is gone", whole=True)

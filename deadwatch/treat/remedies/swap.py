@@ -65,7 +65,7 @@ class Swap(Remedy):
                 "leave it out, or swap to 'leaky_relu' or 'prelu'"
             )
         if self.slope is not None:
-            require_number("slope", self.slope, -1, "on the closed side, such as 0.01")
+            require_number("slope", self.slope, 1e-3, "below it, the gate stays closed")
         if self.only == "all" and self.quiet:
             raise ConfigError(
                 "quiet is True, but only='all' changes live units too; use only='dead'"
