@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -96,6 +97,9 @@ class DeadWatch(_Callback):
         self._views = {}
         self.watch.attach()
         self.watch.pause()
+        # Every rank logs the same merged figures; Lightning's advice to reduce each of them again
+        # would cost one collective a curve.
+        warnings.filterwarnings("ignore", message=r".*`self\.log\('dead")
         for callback in trainer.callbacks:
             if getattr(callback, "_average_model", None) is not None:
                 name = type(callback).__name__
@@ -136,7 +140,7 @@ class DeadWatch(_Callback):
         if self._untreated is not None and not _averages(trainer):
             self._treat(trainer, self.watch, self._untreated)
         self._untreated = None
-        self.watch.resume()
+        self.watch.resume(reports_steps=True)
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -181,7 +185,7 @@ class DeadWatch(_Callback):
     def _log_so_far(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
         ratio = watch.peek().dead_ratio
         if math.isfinite(ratio):
-            pl_module.log(MODEL_TAG, ratio, logger=False, sync_dist=trainer.world_size > 1)
+            pl_module.log(MODEL_TAG, ratio, logger=False)
 
     def _close(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
         self._batches = 0
@@ -200,7 +204,7 @@ class DeadWatch(_Callback):
     def _log(self, trainer: Any, pl_module: Any, report: WindowReport) -> None:
         """Log all curves; Lightning writes them at the step it gives the epoch's metrics."""
         points = scalars(report)
-        common: dict[str, Any] = {"sync_dist": trainer.world_size > 1}
+        common: dict[str, Any] = {}
         if self._window != "epoch":
             # Lightning writes step metrics only now and then: hand them to the loggers directly.
             common |= {"on_step": True, "on_epoch": False, "logger": False, "batch_size": 1}

@@ -190,9 +190,14 @@ class Watch:
         """Count no forward until `resume`."""
         self._taps.pause()
 
-    def resume(self) -> None:
-        """Count forwards again."""
-        self._taps.resume()
+    def resume(self, *, reports_steps: bool = False) -> None:
+        """Count forwards again.
+
+        Args:
+            reports_steps: True says before the first `step` that it will be called, so that calls
+                of an activation by the training loop itself are numbered right from the start.
+        """
+        self._taps.resume(reports_steps=reports_steps)
 
     def forbid_swaps(self, reason: str) -> None:
         """Refuse remedies that replace modules, with this reason; call it when attached."""

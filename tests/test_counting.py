@@ -110,7 +110,7 @@ def test_parts_called_by_the_training_loop_itself() -> None:
 def test_a_shared_activation_called_outside_of_any_module() -> None:
     model = mlp()
     with Watch(model) as watch:
-        watch.resume()  # the loop reports its steps
+        watch.resume(reports_steps=True)
         for _ in range(3):
             model[1](model[2](model[1](model[0](X))))
             watch.step()
@@ -370,6 +370,9 @@ def test_windows_in_a_loop_that_never_reports_its_steps() -> None:
         for _ in range(2):
             for _ in range(3):
                 model(X)
+                watch.pause()
+                model(X)
+                watch.resume()
             report = watch.close_window()
     assert (report.window.index, report.window.first_step, report.window.last_step) == (1, 3, 5)
 

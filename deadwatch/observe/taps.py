@@ -156,9 +156,10 @@ class Taps:
 
     # ── frames ──────────────────────────────────────────────────────────────────────────
 
-    def resume(self) -> None:
-        """Count from here on, in a loop that reports its steps."""
-        self.enabled = self._reported = True
+    def resume(self, *, reports_steps: bool = False) -> None:
+        """Count from here on; ``reports_steps`` says in advance that `step` will be called."""
+        self.enabled = True
+        self._reported = self._reported or reports_steps
         self._reset_frame()
 
     def pause(self) -> None:
