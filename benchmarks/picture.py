@@ -22,13 +22,12 @@ PICTURE = Path("docs/tensorboard.png")
 
 
 @contextmanager
-def tensorboard(runs: dict[str, Path]) -> Iterator[str]:
-    """A TensorBoard that shows the given runs, and its address."""
+def tensorboard(*where: str) -> Iterator[str]:
+    """A TensorBoard over ``--logdir DIR`` or ``--logdir_spec SPEC``, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spec = ",".join(f"{name}:{path}" for name, path in runs.items())
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir_spec", spec]
+    command = [sys.executable, "-m", "tensorboard.main", *where, "--reload_interval", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)
@@ -39,13 +38,14 @@ def tensorboard(runs: dict[str, Path]) -> Iterator[str]:
         process.wait(30)
 
 
-def wait_for(url: str, text: bytes) -> None:
-    """Wait until an address answers with a text: TensorBoard reads its runs in the background."""
+def wait_for(url: str, text: bytes) -> bytes:
+    """What an address answers once it holds a text: TensorBoard reads its runs in background."""
     for _ in range(120):
         try:
             with urllib.request.urlopen(url, timeout=10) as answer:
-                if text in answer.read():
-                    return
+                body: bytes = answer.read()
+                if text in body:
+                    return body
         except OSError:
             time.sleep(0.2)  # not listening yet
         time.sleep(0.3)
@@ -54,9 +54,9 @@ def wait_for(url: str, text: bytes) -> None:
 
 def main() -> None:
     """Take the picture."""
-    runs = {name: RUNS / name / "seed0" for name in ("watched", "ladder")}
+    spec = ",".join(f"{name}:{RUNS / name / 'seed0'}" for name in ("watched", "ladder"))
     PICTURE.parent.mkdir(exist_ok=True)
-    with tensorboard(runs) as url, tempfile.TemporaryDirectory() as folder:
+    with tensorboard("--logdir_spec", spec) as url, tempfile.TemporaryDirectory() as folder:
         wait_for(f"{url}data/plugin/custom_scalars/layout", b"dead ratio")
         raw = Path(folder) / "raw.png"
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]

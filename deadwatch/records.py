@@ -79,6 +79,11 @@ class Wire:
     block: int = 1
     padded: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters there are, weight first."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
 
 @dataclass(frozen=True)
 class Site:

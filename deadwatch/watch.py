@@ -125,7 +125,7 @@ class Watch:
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
-        self._step_at_window = 0
+        self._stepped = False
         self._closed = False
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
@@ -182,6 +182,7 @@ class Watch:
 
     def step(self) -> None:
         """Count a training step and advance scheduled remedies; call it after the optimizer's."""
+        self._stepped = True
         self._taps.step()
         if self._clinic is not None:
             self._clinic.step()
@@ -243,7 +244,7 @@ class Watch:
         Returns:
             The verdict, with what was done and what could not be.
         """
-        if self._clinic is None:
+        if self._clinic is None or not self._clinic.due:
             return verdict
         attached = self._taps.attached
         self._taps.detach()  # nothing of ours is on the model while it is operated on
@@ -256,14 +257,14 @@ class Watch:
 
     def _warn_missing_step(self) -> None:
         assert self._clinic is not None
-        if self._clinic.in_course and self._taps.steps_reported == self._step_at_window:
+        if self._clinic.in_course and not self._stepped:
             warnings.warn(
                 "a remedy is being annealed, but watch.step() was not called in this window; call "
                 "it after every optimizer.step()",
                 MissingStepWarning,
                 stacklevel=3,
             )
-        self._step_at_window = self._taps.steps_reported
+        self._stepped = False
 
 
 def _whole(value: object) -> bool:

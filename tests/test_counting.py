@@ -263,6 +263,26 @@ def test_a_failing_hook_gives_up_its_site_and_nothing_else() -> None:
     assert report["3"].samples == 16
 
 
+def test_a_site_that_was_given_up_stays_so_when_hooks_are_put_back() -> None:
+    model = mlp()
+    with Watch(model, unit_dim={"1": 5}) as watch:
+        with pytest.warns(SiteDisabledWarning, match="observing '1' failed"):
+            model(X)
+        watch.suspend()
+        watch.attach()
+        model(X)  # no second warning
+        assert samples(watch) == {"1": 0, "3": 16}
+
+
+def test_a_bare_model_is_told_once_however_often_hooks_are_put_back() -> None:
+    watch = Watch(nn.Sequential(nn.Linear(2, 2)))
+    with pytest.warns(NoSiteWarning, match="holds no activation module"):
+        watch.attach()
+    watch.suspend()
+    watch.attach()  # no second warning
+    watch.detach()
+
+
 def test_units_that_change_their_number_are_refused() -> None:
     model = nn.Sequential(nn.ReLU())
     with Watch(model) as watch:

@@ -278,6 +278,22 @@ def test_a_swap_keeps_its_wiring_when_it_is_traced_again(to: str) -> None:
     watch.detach()
 
 
+def test_a_swapped_activation_is_still_counted_by_forwards_not_by_steps() -> None:
+    """The module that opens the frame must be found again, though its only activation is new."""
+    torch.manual_seed(0)
+    model = dead_chain()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    policy, rules = Policy(Swap(), cooldown=99), Rules(min_samples=1)
+    with Watch(model, optimizer=optimizer, policy=policy, rules=rules) as watch:
+        for _ in range(2):  # the second window is the first with the swap
+            for _ in range(2):
+                model(X)
+                model(X)
+                watch.step()
+            report = watch.close_window()
+    assert {name: site.samples for name, site in report.items()} == {"1": 4 * len(X)}
+
+
 def test_hooks_of_the_user_stay_on_a_swapped_activation() -> None:
     patient = Patient.of()
     shapes = []

@@ -5,15 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from benchmarks.picture import tensorboard, wait_for
 from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
 from deadwatch.show.console import ConsoleView
@@ -96,8 +91,8 @@ def test_the_charts_of_the_layout_show_every_site_in_a_real_tensorboard(tmp_path
     patient = Patient.of()
     watch = Watch(patient.model, rules=Rules(min_samples=1))
     write(tmp_path / "run", patient, watch)
-    with tensorboard(tmp_path) as url:
-        layout = _until(f"{url}data/plugin/custom_scalars/layout")
+    with tensorboard("--logdir", str(tmp_path)) as url:
+        layout = json.loads(wait_for(f"{url}data/plugin/custom_scalars/layout", b"dead ratio"))
         charts = {c["title"]: c["multiline"]["tag"] for c in layout["category"][0]["chart"]}
         shown = {}
         for title, (pattern,) in charts.items():
@@ -113,37 +108,9 @@ def test_the_charts_of_the_layout_show_every_site_in_a_real_tensorboard(tmp_path
     }
 
 
-@contextmanager
-def tensorboard(logdir: Path) -> Iterator[str]:
-    """A TensorBoard of its own process, and its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(logdir)]
-    command += ["--port", str(port), "--host", "127.0.0.1", "--reload_interval", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
 def _get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=30) as answer:
         return json.load(answer)
-
-
-def _until(url: str) -> Any:
-    """Ask until there is an answer with data in it: the server loads runs in the background."""
-    for _ in range(120):
-        try:
-            if found := _get(url):
-                return found
-        except (ConnectionError, urllib.error.URLError):
-            pass  # not listening yet
-        time.sleep(0.5)
-    raise AssertionError(f"{url} never answered with data")
 
 
 def test_treatments_read_as_markdown() -> None:

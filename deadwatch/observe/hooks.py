@@ -53,6 +53,11 @@ def is_running(frame: FrameType) -> bool:
     return False
 
 
+def is_recomputing() -> bool:
+    """Whether a backward pass is running: what is called now is activation checkpointing's."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def no_dispatch_modes() -> AbstractContextManager[Any]:
     """Keep our operations out of modes that record them, such as selective checkpointing's."""
     return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()

@@ -30,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState, fetch
-from deadwatch.observe.hooks import Hook, is_running, no_dispatch_modes, remove
+from deadwatch.observe.hooks import Hook, is_recomputing, is_running, no_dispatch_modes, remove
 from deadwatch.observe.sites import Candidate, Selection, assumed_unit_dim, pre_activation
 from deadwatch.observe.wiring import Tracer
 from deadwatch.records import Ints, Site, SiteSnapshot, Snapshot, Window
@@ -47,6 +47,7 @@ class _Tap:
     calls: int = 0
     current: SiteState | None = None
     handles: list[RemovableHandle] = field(default_factory=list)
+    disabled: bool = False
 
 
 @dataclass(eq=False)
@@ -77,6 +78,7 @@ class Taps:
         self._taps = {c.path: _Tap(c) for c in selection.candidates(model)}
         self._paths = {module: path for path, module in model.named_modules()}
         self._attached = False
+        self._told_empty = False
         self._handles: list[RemovableHandle] = []
         self._frame: _Frame | None = None
         self._tracer = Tracer(model)
@@ -87,7 +89,6 @@ class Taps:
         self._ran: list[SiteState] = []
         self._tick = 0
         self._reported = False
-        self.steps_reported = 0
         self._window = 0
         self._window_start = 0
 
@@ -103,7 +104,8 @@ class Taps:
         if self.attached:
             return
         self._attached = True
-        if not self._taps:
+        if not self._taps and not self._told_empty:
+            self._told_empty = True
             hidden = bool(Selection().candidates(self._model))
             warnings.warn(
                 "include and exclude leave no activation module to watch"
@@ -114,17 +116,22 @@ class Taps:
                 NoSiteWarning,
                 stacklevel=3,
             )
+        self._adopt_swaps()
         for container in self._containers():
             pre = container.register_forward_pre_hook(Hook(self._enter), prepend=True)
             post = container.register_forward_hook(Hook(self._leave), always_call=True)
             self._handles += [pre, post]
+        for tap in self._taps.values():
+            if not tap.disabled:
+                self._register(tap)
+
+    def _adopt_swaps(self) -> None:
         for candidate in self._selection.candidates(self._model):
             tap = self._taps[candidate.path]
-            if tap.candidate.module is not candidate.module:  # a swap took its place
+            if tap.candidate.module is not candidate.module:
                 tap.candidate = candidate
                 for state in tap.sites.values():
                     state.adopt(candidate)
-            self._register(tap)
 
     def detach(self) -> None:
         """Remove every hook; does nothing if none is on."""
@@ -172,7 +179,6 @@ class Taps:
         # Until the first report each counted forward passed for a step of its own.
         self._tick = self._tick + 1 if self._reported else self._window_start + 1
         self._reported = True
-        self.steps_reported += 1
         self._reset_frame()
 
     @property
@@ -217,8 +223,8 @@ class Taps:
                 self._tick += 1
 
     def _counts(self, module: nn.Module) -> bool:
-        recomputing = torch._C._current_graph_task_id() != -1
-        return self.enabled and module.training and torch.is_grad_enabled() and not recomputing
+        gradients = torch.is_grad_enabled() and not is_recomputing()
+        return self.enabled and module.training and gradients
 
     def _start_trace(self, module: nn.Module) -> None:
         fast = [m for m in self._model.modules() if isinstance(m, _FAST) and not m.training]
@@ -259,8 +265,8 @@ class Taps:
     def _before(self, tap: _Tap, module: nn.Module, args: Any, kwargs: Any) -> None:
         frame = self._frame
         counted = self._counts(module) if frame is None else frame.counted
-        recomputing = torch._C._current_graph_task_id() != -1  # also by a backward in the forward
-        if not counted or recomputing or torch.compiler.is_compiling():
+        # A backward inside of a counted forward recomputes as well.
+        if not counted or is_recomputing() or torch.compiler.is_compiling():
             return
         if self._tracing:
             self._tracer.paused += 1
@@ -289,17 +295,18 @@ class Taps:
     def _observe(self, tap: _Tap, z: Tensor, source: Tensor) -> None:
         # Outside of a frame nothing but `step` can tell where the numbering starts again.
         tap.calls = tap.calls + 1 if self._frame is not None or self._reported else 1
-        site = self._site(tap.candidate, tap.calls)
-        if site.name not in tap.sites:
-            self._add_site(tap, site, z, source)
-        tap.current = tap.sites[site.name]
+        name = self._name(tap.candidate, tap.calls)
+        tap.current = tap.sites.get(name) or self._add_site(tap, name, z, source)
         tap.current.observe(z, self._tick, self._every)
 
-    def _site(self, candidate: Candidate, call: int) -> Site:
-        path = self._path_in_frame(candidate)
-        name = path or candidate.activation.lower()
+    def _name(self, candidate: Candidate, call: int) -> str:
+        name = self._path_in_frame(candidate) or candidate.activation.lower()
         if call > 1:  # a module may be called "relu-2" as well
             name += f"-{call}" if f"{name}-{call}" not in self._taps else f"--{call}"
+        return name
+
+    def _site(self, candidate: Candidate, call: int, name: str) -> Site:
+        path = self._path_in_frame(candidate)
         return Site(name, path, call, candidate.activation, candidate.gate)
 
     def _path_in_frame(self, candidate: Candidate) -> str:
@@ -309,29 +316,31 @@ class Taps:
         within = f"{self._paths[self._frame.module]}."
         return next((path for path in candidate.paths if path.startswith(within)), candidate.path)
 
-    def _add_site(self, tap: _Tap, site: Site, z: Tensor, source: Tensor) -> None:
+    def _add_site(self, tap: _Tap, name: str, z: Tensor, source: Tensor) -> SiteState:
+        guessed = False
         dim = self._selection.dim_of(tap.candidate)
         if dim is None and self._tracing:
             dim = self._tracer.unit_dim(source)
         if dim is None:
             dim, guessed = assumed_unit_dim(z)
-            if guessed:
-                shown = dim if dim == -1 else dim % z.ndim
-                warnings.warn(
-                    f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; "
-                    f"axis {shown} is assumed. Settle it with unit_dim={{{site.module!r}: axis}}.",
-                    AmbiguousUnitDimWarning,
-                    stacklevel=2,
-                )
-        state = SiteState.start(site, tap.candidate, z, dim)
-        tap.sites[site.name] = state
+        site = self._site(tap.candidate, tap.calls, name)
+        state = tap.sites[name] = SiteState.start(site, tap.candidate, z, dim)
         self._ran.append(state)
         if self._frame is not None and not self._tracing:
             self._traced.discard(self._frame.module)  # it takes a way that was not traced yet
+        if guessed:
+            warnings.warn(
+                f"{name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
+                f"{state.site.unit_dim} is assumed. Settle it with "
+                f"unit_dim={{{site.module!r}: axis}}.",
+                AmbiguousUnitDimWarning,
+                stacklevel=2,
+            )
+        return state
 
     def _disable(self, tap: _Tap, error: Exception) -> None:
         remove(tap.handles)
-        tap.current = None
+        tap.current, tap.disabled = None, True
         self._drop_trace()  # what it would miss from here on could be taken for absent
         warnings.warn(
             f"observing {tap.candidate.path!r} failed and is switched off; training goes on. "
@@ -348,16 +357,14 @@ class Taps:
         for state in self._ran:
             if self._tracer.saw(state.site.name):
                 state.resolve(self._tracer, shapes)
-        never = [
-            SiteSnapshot(
-                self._site(tap.candidate, 1), 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_)
-            )
-            for tap in self._taps.values()
-            if not tap.sites
-        ]
+        never = [self._unseen(tap.candidate) for tap in self._taps.values() if not tap.sites]
         last = max(self._window_start, self._tick - 1)
         window = Window(self._window, self._window_start, last)
         return Snapshot(window, (*fetch(self._ran), *never))
+
+    def _unseen(self, candidate: Candidate) -> SiteSnapshot:
+        site = self._site(candidate, 1, self._name(candidate, 1))
+        return SiteSnapshot(site, 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
     def restart(self, ages: Mapping[str, Ints]) -> None:
         """Begin the next window; ``ages`` are those of the one that ended, by site name."""

@@ -159,7 +159,7 @@ class Tracer(TorchFunctionMode):
     def _unfit(self, wires: tuple[Wire, ...], axis: int, units: int, shapes: Shapes) -> str:
         """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""
         for wire in wires:
-            for name in filter(None, (wire.weight, wire.bias)):
+            for name in wire.names:
                 if len(self._roles[name]) > 1:
                     return f"{name} is used in {len(self._roles[name])} places"
                 if name not in shapes:

@@ -61,6 +61,11 @@ class Clinic:
         self._calls: Mapping[str, int] = {}
 
     @property
+    def due(self) -> bool:
+        """Whether the last verdict left anything to treat."""
+        return bool(self._waiting)
+
+    @property
     def in_course(self) -> int:
         """Units with a scheduled remedy in progress."""
         return sum(int(chart.in_course().sum()) for chart in self._charts.values())
@@ -116,22 +121,18 @@ class Clinic:
         last = len(self._policy.ladder) - 1
         done: list[Treatment] = []
         refused: list[Refusal] = []
+
+        def refuse(remedy: Remedy, units: Ints, reason: str) -> None:
+            refused.append(Refusal(remedy.name, report.site.name, units, self._window, reason))
+
         for rung, remedy in enumerate(self._policy.ladder):
             units = np.flatnonzero(todo & (np.minimum(chart.rung, last) <= rung))
             if not len(units):
                 continue
             try:
-                plan = remedy.plan(self._case(remedy, report, units))
-                if not isinstance(plan, Plan):
-                    raise DeadwatchError(
-                        f"{remedy.name}.plan returned {plan!r}; expected a Plan (no return?)"
-                    )
-                if plan.swap is not None and self.no_swaps:
-                    raise CannotTreat(self.no_swaps)
+                plan = self._plan(remedy, report, units)
             except CannotTreat as reason:
-                refused.append(
-                    Refusal(remedy.name, report.site.name, units, self._window, str(reason))
-                )
+                refuse(remedy, units, str(reason))
                 continue
             done.append(self._apply(plan, report, step))
             todo[plan.units] = False
@@ -140,16 +141,18 @@ class Clinic:
                 chart.courses.append((plan.units, plan.course))
             left = np.setdiff1d(units, plan.units)
             if len(left):
-                refused.append(
-                    Refusal(
-                        remedy.name,
-                        report.site.name,
-                        left,
-                        self._window,
-                        plan.left_out or "the remedy left them out and gave no reason",
-                    )
-                )
+                refuse(remedy, left, plan.left_out or "the remedy left them out and gave no reason")
         return done, refused
+
+    def _plan(self, remedy: Remedy, report: SiteReport, units: Ints) -> Plan:
+        plan = remedy.plan(self._case(remedy, report, units))
+        if not isinstance(plan, Plan):
+            raise DeadwatchError(
+                f"{remedy.name}.plan returned {plan!r}; expected a Plan (no return?)"
+            )
+        if plan.swap is not None and self.no_swaps:
+            raise CannotTreat(self.no_swaps)
+        return plan
 
     def _case(self, remedy: Remedy, report: SiteReport, units: Ints) -> Case:
         site = report.site

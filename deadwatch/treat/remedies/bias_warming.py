@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -87,7 +87,7 @@ class BiasWarming(Remedy):
         if not fits.any():
             raise CannotTreat(left_out)
         units, gammas = case.units[fits], gammas[fits]
-        case = _only(case, units)
+        case = replace(case, units=units)
         edits, restarts, quiet = case.silence(self._quiet(case))
         own = case.rows(bias)
         warm = _add(own, gammas)
@@ -186,7 +186,3 @@ def _add(own: Tensor, gammas: Floats) -> Tensor:
 def _exact(tensor: Tensor) -> Tensor:
     """A dtype in which sums of biases of this dtype are exact, where the device has it."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
-
-
-def _only(case: Case, units: Ints) -> Case:
-    return Case(case.report, units, case.calls, case.surgery, case.optimizers, case.seed)

@@ -32,11 +32,11 @@ class Recycle(Remedy):
         """Plan fresh incoming rows and zero outgoing columns."""
         producer = case.producer()
         require_separable(case)
-        case.require_trainable(producer.weight, producer.bias)
+        case.require_trainable(*producer.names)
         edits, restarts, _ = case.silence(quiet=True)
         fresh = fresh_like(case.surgery.module(producer.module), case.seed)
         rows: list[tuple[Edit, Restart | None]] = [
-            _row(case, name, fresh[name.rpartition(".")[2]]) for name in _names(producer)
+            _row(case, name, fresh[name.rpartition(".")[2]]) for name in producer.names
         ]
         for norm in case.norms():
             rows += _fresh_norm(case, norm)
@@ -50,17 +50,13 @@ class Recycle(Remedy):
         )
 
 
-def _names(wire: Wire) -> list[str]:
-    return [name for name in (wire.weight, wire.bias) if name is not None]
-
-
 def _row(case: Case, name: str, values: Tensor) -> tuple[Edit, Restart]:
     return case.edit(name, values[torch.as_tensor(case.units)]), case.restart(name)
 
 
 def _fresh_norm(case: Case, norm: Wire) -> list[tuple[Edit, Restart | None]]:
     """A norm's rows as at its start: scale 1, shift 0, and running statistics to match."""
-    case.require_trainable(*_names(norm))
+    case.require_trainable(*norm.names)
     rows: list[tuple[Edit, Restart | None]] = []
     starts = {norm.weight: 1.0, norm.bias: 0.0}
     for name, start in starts.items():

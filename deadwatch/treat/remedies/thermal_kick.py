@@ -47,8 +47,7 @@ class ThermalKick(Remedy):
         producer = case.producer()
         require_separable(case)
         edits, restarts, quiet = case.silence(self.quiet)
-        names = [name for name in (producer.weight, producer.bias) if name]
-        spreads = {name: self._spread(case, name) for name in names}
+        spreads = {name: self._spread(case, name) for name in producer.names}
         for norm in case.norms():
             if norm.bias is not None:
                 spreads[norm.bias] = _norm_spread(case, norm.weight)
