@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.hooks import RemovableHandle
 
 from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
@@ -61,6 +61,21 @@ class _Frame:
     depth: int = 1
 
 
+class _Listener(TorchFunctionMode):
+    """Hands every torch function that is called to the tracer; above zero ``paused`` stops it."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.paused = 0
+        self._tracer = tracer
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **kwargs) if self.paused else self._tracer.run(func, args, kwargs)
+
+
 class Taps:
     """Observes the activations of a model while hooks are attached.
 
@@ -82,6 +97,7 @@ class Taps:
         self._handles: list[RemovableHandle] = []
         self._frame: _Frame | None = None
         self._tracer = Tracer(model)
+        self._mode = _Listener(self._tracer)
         self._tracing = False  # a trace is being taken
         self._entered = False  # its mode is on torch's stack
         self._modes = ExitStack()
@@ -234,8 +250,9 @@ class Taps:
             self._traced.add(module)
         elif not self._entered and not any(is_lazy(p) for p in self._model.parameters()):
             self._tracing = self._entered = True
+            self._mode.paused = 0
             self._tracer.begin(self._paths[module])
-            self._modes.enter_context(self._tracer)
+            self._modes.enter_context(self._mode)
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
         self._leave_mode()
@@ -251,12 +268,12 @@ class Taps:
 
     def _leave_mode(self) -> None:
         self._tracing = False
-        self._tracer.paused += 1  # harmless, should another mode still stand above it
+        self._mode.paused += 1  # harmless, should another mode still stand above it
         stack = _get_current_function_mode_stack()
-        if self._tracer not in stack:  # some other mode's exit took it off
+        if self._mode not in stack:  # some other mode's exit took it off
             self._modes.pop_all()
             self._entered = False
-        elif stack[-1] is self._tracer:
+        elif stack[-1] is self._mode:
             self._modes.close()
             self._entered = False
 
@@ -269,7 +286,7 @@ class Taps:
         if not counted or is_recomputing() or torch.compiler.is_compiling():
             return
         if self._tracing:
-            self._tracer.paused += 1
+            self._mode.paused += 1
         source = args[0] if args else kwargs.get("input")
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
@@ -288,7 +305,7 @@ class Taps:
                 state.observe_output(output.detach(), self._tick)
             if self._tracing:
                 self._tracer.leave_site(state.site.name, output, state.dim_of(output))
-                self._tracer.paused -= 1
+                self._mode.paused -= 1
         except Exception as error:  # as above
             self._disable(tap, error)
 

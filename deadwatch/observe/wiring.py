@@ -1,7 +1,7 @@
 """Which parameters produce a site's units, and which read them.
 
 Resolved from real data flow, once: while the first counted forward through each part of the model
-runs, a function mode attaches a label to every tensor whose unit axis it understands and follows
+runs, the tracer is handed every torch function that is called; it attaches a label to every tensor whose unit axis it understands and follows
 it through the operations (`operations.py`). What it does not understand is recorded with its
 reason, never guessed: a remedy can then refuse.
 
@@ -25,7 +25,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
 from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.operations import RULES, Flow, Label, Op, tensors_in, unknown
@@ -54,16 +53,14 @@ class _Visit:
     readers_note: str
 
 
-class Tracer(TorchFunctionMode):
-    """Follows labels through the forwards it is entered for.
+class Tracer:
+    """Follows labels through the operations of a forward, which `run` is given one by one.
 
-    Set ``paused`` above zero to let operations pass unseen (inside an activation). If following
-    fails, ``failed`` says why, the wiring of every site is unknown, and the forward goes on.
+    If following fails, ``failed`` says why, the wiring of every site is unknown, and the forward
+    goes on.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.paused = 0
         self.failed = ""
         self._model = model
         self._parameters: dict[int, str] = {}
@@ -80,7 +77,6 @@ class Tracer(TorchFunctionMode):
 
     def begin(self, frame: str) -> None:
         """A forward through the module at path ``frame`` begins."""
-        self.paused = 0
         self._parameters = {id(t): name for name, t in self._model.named_parameters()}
         self._buffers = {id(t): name for name, t in self._model.named_buffers()}
         self._frame = frame
@@ -173,11 +169,9 @@ class Tracer(TorchFunctionMode):
 
     # ── following operations ────────────────────────────────────────────────────────────
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.paused or self.failed:
+    def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function and follow the labels of its arguments into its result."""
+        if self.failed:
             return func(*args, **kwargs)
         shapes = self._shapes(args, kwargs)
         result = func(*args, **kwargs)
