@@ -90,16 +90,19 @@ class Site:
     """One place in a forward pass where an activation function is called.
 
     Attributes:
-        name: Module path, with ``-2``, ``-3`` … for later calls of the same module.
-        module: Path of the activation module.
-        call: Which call of the module within one forward this is, from 1.
-        activation: Name of the function, such as ``"ReLU"``.
+        name: Path of the activation module (``block.relu``), or for a function that of the module
+            in whose forward it is called and its name (``block-relu``); with ``-2``, ``-3`` …
+            for later calls within one forward.
+        module: Path of the activation module, or of the module that calls the function.
+        call: Which call within one forward this is, from 1.
+        activation: Name of the activation, such as ``"ReLU"``.
         gate: Where the activation passes gradient.
         unit_dim: Axis of the pre-activation that holds the units; None until it has run.
         producers: What produces the units, in the order of the data; empty if unknown.
         consumers: All that read the units; empty if unknown.
         producers_note: Why the producers are unknown; empty if they are known.
         consumers_note: Why the consumers are unknown; empty if they are known.
+        functional: Whether it is a function, not a module, that is called there.
     """
 
     name: str
@@ -112,6 +115,7 @@ class Site:
     consumers: tuple[Wire, ...] = ()
     producers_note: str = "not traced yet"
     consumers_note: str = "not traced yet"
+    functional: bool = False
 
 
 @dataclass(frozen=True)

@@ -276,7 +276,7 @@ def test_a_site_that_was_given_up_stays_so_when_hooks_are_put_back() -> None:
 
 def test_a_bare_model_is_told_once_however_often_hooks_are_put_back() -> None:
     watch = Watch(nn.Sequential(nn.Linear(2, 2)))
-    with pytest.warns(NoSiteWarning, match="holds no activation module"):
+    with pytest.warns(NoSiteWarning, match="holds no activation that can be watched"):
         watch.attach()
     watch.suspend()
     watch.attach()  # no second warning
@@ -330,7 +330,7 @@ def test_what_did_not_run_is_unseen_and_warned_of() -> None:
 def test_a_model_without_activations_is_warned_of() -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     watch = Watch(model)
-    with pytest.warns(NoSiteWarning, match="holds no activation module"):
+    with pytest.warns(NoSiteWarning, match="holds no activation that can be watched"):
         watch.attach()
     model(torch.randn(3, 2))
     report = watch.close_window()
@@ -341,7 +341,7 @@ def test_a_model_without_activations_is_warned_of() -> None:
 
 def test_patterns_that_leave_nothing_are_told_apart_from_a_bare_model() -> None:
     watch = Watch(mlp(), exclude="*")
-    with pytest.warns(NoSiteWarning, match="include and exclude leave no activation module"):
+    with pytest.warns(NoSiteWarning, match="include and exclude leave no activation"):
         watch.attach()
     watch.detach()
 
@@ -422,7 +422,7 @@ def test_memory_does_not_grow_with_steps() -> None:
         for _ in range(30):
             model(X)
             watch.step()
-            sizes.append(len(pickle.dumps([state.data for state in watch._taps._ran])))
+            sizes.append(len(pickle.dumps([state.data for state in watch._taps._sites.values()])))
         assert len(set(sizes)) == 1
 
 

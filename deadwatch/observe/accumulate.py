@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.gates import swapped_units
@@ -25,6 +25,7 @@ class SiteState:
 
     Attributes:
         site: The site as known so far.
+        module: The activation by whose gate it is judged.
         units: Number of units C.
         dim: Axis of the pre-activation that holds them; from the end, unless the user gave it.
         data: The statistics of this window.
@@ -34,6 +35,7 @@ class SiteState:
     """
 
     site: Site
+    module: nn.Module
     units: int
     dim: int
     data: stats.Accumulator
@@ -51,12 +53,13 @@ class SiteState:
             data = stats.new(units, z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
         shown = dim if dim == -1 else dim % z.ndim
-        state = cls(replace(site, unit_dim=shown), units, dim, data, age, flat)
+        state = cls(replace(site, unit_dim=shown), candidate.module, units, dim, data, age, flat)
         state.adopt(candidate)
         return state
 
     def adopt(self, candidate: Candidate) -> None:
         """Judge by the gates of ``candidate`` from now on."""
+        self.module = candidate.module
         self.site = replace(self.site, activation=candidate.activation, gate=candidate.gate)
         self.low, self.flat = None, np.full(self.units, candidate.gate.flat)
         swapped = swapped_units(candidate.module)

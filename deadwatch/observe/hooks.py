@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
@@ -51,6 +52,11 @@ def is_running(frame: FrameType) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether a tensor holds data: not one on the meta device, nor a fake one."""
+    return not tensor.is_meta and not hasattr(tensor, "fake_mode")
 
 
 def is_recomputing() -> bool:

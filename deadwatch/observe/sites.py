@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import Tensor, nn
 
 from deadwatch.activations import SwappedActivation
 from deadwatch.errors import ConfigError
+from deadwatch.observe.functions import FUNCTIONS
 from deadwatch.observe.gates import gate_of
 from deadwatch.records import Gate
 
@@ -32,11 +32,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Selection:
-    """Which activation modules to watch, and overrides of their unit axis.
+    """Which activations to watch, and overrides of their unit axis.
+
+    Patterns (as in `fnmatch`) are matched against the path of an activation module, or the name
+    of an activation function (``block-relu``).
 
     Attributes:
-        include: Patterns (as in `fnmatch`) of module paths to watch; None for all.
-        exclude: Patterns of module paths not to watch.
+        include: Patterns of what to watch; None for all.
+        exclude: Patterns of what not to watch.
         unit_dim: Unit axis by pattern, where it should not be found from the data.
     """
 
@@ -45,35 +48,36 @@ class Selection:
     unit_dim: Mapping[str, int] | None = None
 
     def candidates(self, model: nn.Module) -> tuple[Candidate, ...]:
-        """The activation modules of ``model`` to watch, in registration order.
+        """The activation modules of ``model``, wanted or not, in registration order.
 
         Raises:
-            ConfigError: A pattern matches no activation of the model.
+            ConfigError: A pattern matches no activation of the model, whether module or function.
         """
         found = tuple(_activations(model))
         paths = [candidate.path for candidate in found]
         for argument in ("include", "exclude", "unit_dim"):
             for pattern in getattr(self, argument) or ():
-                _require_match(argument, pattern, paths)
-        return tuple(candidate for candidate in found if self._wants(candidate.path))
+                if not any(fnmatchcase(path, pattern) for path in paths):
+                    _require_function(argument, pattern, paths, model)
+        return found
 
-    def _wants(self, path: str) -> bool:
-        included = self.include is None or _matches(path, self.include)
-        return included and not _matches(path, self.exclude or ())
+    def wants(self, base: str) -> bool:
+        """Whether the activation is to be watched; ``base`` is the name of its first call."""
+        included = self.include is None or _matches(base, self.include)
+        return included and not _matches(base, self.exclude or ())
 
-    def dim_of(self, candidate: Candidate) -> int | None:
+    def dim_of(self, base: str, module: nn.Module) -> int | None:
         """The unit axis the user, or the activation itself, prescribes."""
         for pattern, dim in (self.unit_dim or {}).items():
-            if fnmatchcase(candidate.path, pattern):
+            if fnmatchcase(base, pattern):
                 return dim
-        return candidate.module.dim if isinstance(candidate.module, nn.GLU) else None
+        return module.dim if isinstance(module, nn.GLU) else None
 
 
-def pre_activation(module: nn.Module, z: Any) -> Tensor:
+def pre_activation(module: nn.Module, z: Tensor) -> Tensor:
     """What the gate of an activation call depends on: its input, or the gating half of a GLU."""
-    if not isinstance(z, Tensor):
-        raise TypeError(f"expected a tensor as input, found {type(z).__name__}")
-    return z.chunk(2, module.dim)[1] if isinstance(module, nn.GLU) else z
+    z = z.chunk(2, module.dim)[1] if isinstance(module, nn.GLU) else z
+    return z.detach().reshape(1) if z.ndim == 0 else z.detach()
 
 
 def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
@@ -108,11 +112,21 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
-def _require_match(argument: str, pattern: str, paths: Sequence[str]) -> None:
-    if not any(fnmatchcase(path, pattern) for path in paths):
-        known = ", ".join(repr(path) for path in paths[:20]) or "none"
-        more = f" and {len(paths) - 20} more" if len(paths) > 20 else ""
-        raise ConfigError(
-            f"{argument} pattern {pattern!r} matches no activation of the model; "
-            f"the activation modules are: {known}{more}. Patterns are those of fnmatch ('net.*')."
-        )
+def function_base(path: str, kind: str) -> str:
+    """What the first call of a function in the forward of the module at ``path`` is named."""
+    return f"{path}-{kind}" if path else kind
+
+
+def _require_function(argument: str, pattern: str, paths: Sequence[str], model: nn.Module) -> None:
+    """Which functions a forward calls shows only when it runs; here it is what it could call."""
+    kinds = {row.kind for row in FUNCTIONS.values()}
+    for path, _ in model.named_modules():
+        if any(fnmatchcase(function_base(path, kind), pattern) for kind in kinds):
+            return
+    known = ", ".join(repr(path) for path in paths[:20]) or "none"
+    more = f" and {len(paths) - 20} more" if len(paths) > 20 else ""
+    raise ConfigError(
+        f"{argument} pattern {pattern!r} matches no activation of the model; the activation "
+        f"modules are: {known}{more}; a function called in a forward is named by its module, as "
+        "in 'block-relu'. Patterns are those of fnmatch ('net.*')."
+    )

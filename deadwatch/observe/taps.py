@@ -1,12 +1,9 @@
 """The hooks. This is the only file that registers hooks or enters a function mode.
 
-What is counted: a *frame* is one outermost call into the model (or into any part of it, when a
-training loop calls parts directly). A frame counts if the part called is in training mode and
-gradients are on when it is entered; so evaluation, teachers under ``no_grad`` and sanity checks
-do not count, while reentrant checkpointing inside a counted frame does. Recomputation by
-activation checkpointing runs inside the backward pass and is skipped.
+Activation modules are seen by hooks, activation functions (``F.relu``, ``x.sigmoid()``) by a
+function mode that is on during counted frames (see `frames.py` for what counts). What an
+activation module calls inside is its own affair: the call is one site.
 
-Within a frame the calls of one activation module are numbered; each number is a site of its own.
 A hook launches tensor operations and returns: it never waits for the device. If it fails, its
 activation is no longer observed, one warning says so, and training goes on.
 """
@@ -14,66 +11,59 @@ activation is no longer observed, one warning says so, and training goes on.
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Mapping
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _get_current_function_mode_stack,
+)
 
 from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState, fetch
-from deadwatch.observe.hooks import Hook, is_recomputing, is_running, no_dispatch_modes, remove
-from deadwatch.observe.sites import Candidate, Selection, assumed_unit_dim, pre_activation
+from deadwatch.observe.frames import Counting, CurrentFrame, Frame
+from deadwatch.observe.functions import FUNCTIONS, FunctionalCall, Row
+from deadwatch.observe.hooks import Hook, is_real, is_running, no_dispatch_modes, remove
+from deadwatch.observe.layout import Group, Layout
+from deadwatch.observe.places import Place, call_name, same_gate, source_of
+from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
-from deadwatch.records import Ints, Site, SiteSnapshot, Snapshot, Window
-
-_FAST = (nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.MultiheadAttention)
-
-
-@dataclass(eq=False)
-class _Tap:
-    """One watched activation module, its call sites so far, and the call in progress."""
-
-    candidate: Candidate
-    sites: dict[str, SiteState] = field(default_factory=dict)
-    calls: int = 0
-    current: SiteState | None = None
-    handles: list[RemovableHandle] = field(default_factory=list)
-    disabled: bool = False
-
-
-@dataclass(eq=False)
-class _Frame:
-    """The outermost call in progress."""
-
-    module: nn.Module
-    python: FrameType
-    counted: bool
-    error: BaseException | None
-    depth: int = 1
+from deadwatch.records import Ints, Snapshot, Window
 
 
 class _Listener(TorchFunctionMode):
-    """Hands every torch function that is called to the tracer; above zero ``paused`` stops it."""
+    """Tells of every torch function that is called in a frame."""
 
-    def __init__(self, tracer: Tracer) -> None:
+    def __init__(self, taps: Taps) -> None:
         super().__init__()
-        self.paused = 0
-        self._tracer = tracer
+        self.frame: Frame | None = None
+        self._taps = taps
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        return func(*args, **kwargs) if self.paused else self._tracer.run(func, args, kwargs)
+        frame = self.frame
+        if frame is None or frame.inside is not None:
+            return func(*args, **kwargs)
+        row = FUNCTIONS.get(func)
+        if row is None:
+            return self._taps.operation(frame, func, args, kwargs)
+        return self._taps.function(frame, row, func, args, kwargs)
+
+
+class _Thread(threading.local):
+    """What each thread that runs the model has for itself."""
+
+    listener: _Listener | None = None
 
 
 class Taps:
@@ -83,26 +73,28 @@ class Taps:
         model: The model; never written to.
         selection: Which activations to watch.
         every: Moments are taken on every ``every``-th step of a window, beginning with the first.
+        counting: Which forwards count.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection, every: int) -> None:
+    def __init__(
+        self, model: nn.Module, selection: Selection, every: int, counting: Counting | None = None
+    ) -> None:
         self.enabled = True
         self._model = model
         self._selection = selection
         self._every = every
-        self._taps = {c.path: _Tap(c) for c in selection.candidates(model)}
-        self._paths = {module: path for path, module in model.named_modules()}
-        self._attached = False
-        self._told_empty = False
-        self._handles: list[RemovableHandle] = []
-        self._frame: _Frame | None = None
+        self._counting = counting or Counting()
+        self._layout = Layout(model, selection)
+        self._places: dict[str, Place] = {place.base: place for place in self._layout.places}
+        self._sites: dict[str, SiteState] = {}  # in the order of the data
+        self._current = CurrentFrame()
+        self._thread = _Thread()
+        self._lock = threading.Lock()
         self._tracer = Tracer(model)
-        self._mode = _Listener(self._tracer)
-        self._tracing = False  # a trace is being taken
-        self._entered = False  # its mode is on torch's stack
-        self._modes = ExitStack()
+        self._tracing: Frame | None = None
         self._traced: set[nn.Module] = set()
-        self._ran: list[SiteState] = []
+        self._attached = False
+        self._told_bare = False
         self._tick = 0
         self._reported = False
         self._window = 0
@@ -120,247 +112,300 @@ class Taps:
         if self.attached:
             return
         self._attached = True
-        if not self._taps and not self._told_empty:
-            self._told_empty = True
-            hidden = bool(Selection().candidates(self._model))
-            warnings.warn(
-                "include and exclude leave no activation module to watch"
-                if hidden
-                else "the model holds no activation module that can be watched: functional calls "
-                "such as F.relu are not seen yet; use nn.ReLU() and its like as modules (for "
-                "nn.TransformerEncoderLayer, activation=nn.ReLU())",
-                NoSiteWarning,
-                stacklevel=3,
-            )
-        self._adopt_swaps()
-        for container in self._containers():
-            pre = container.register_forward_pre_hook(Hook(self._enter), prepend=True)
-            post = container.register_forward_hook(Hook(self._leave), always_call=True)
-            self._handles += [pre, post]
-        for tap in self._taps.values():
-            if not tap.disabled:
-                self._register(tap)
+        self._layout.refresh()
+        self._warn_if_bare()
+        for group in self._layout.groups:
+            self._register(group)
 
-    def _adopt_swaps(self) -> None:
-        for candidate in self._selection.candidates(self._model):
-            tap = self._taps[candidate.path]
-            if tap.candidate.module is not candidate.module:
-                tap.candidate = candidate
-                for state in tap.sites.values():
-                    state.adopt(candidate)
+    def _warn_if_bare(self) -> None:
+        wanted = any(place.wanted for place in self._layout.places)
+        if wanted or self._layout.calls_functions or self._told_bare:
+            return
+        self._told_bare = True
+        warnings.warn(
+            "include and exclude leave no activation to watch"
+            if self._layout.places
+            else "the model holds no activation that can be watched",
+            NoSiteWarning,
+            stacklevel=4,
+        )
 
     def detach(self) -> None:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
-        self._reset_frame()
-        remove(self._handles)
-        for tap in self._taps.values():
-            remove(tap.handles)
+        self._end_frame()
+        for group in self._layout.groups:
+            remove(group.handles)
 
-    def _containers(self) -> Iterator[nn.Module]:
-        """Modules through which a frame can be entered: all that hold a watched activation."""
-        watched = {tap.candidate.module for tap in self._taps.values()}
-        for module in self._model.modules():
-            if module not in watched and not watched.isdisjoint(module.modules()):
-                yield module
+    def _register(self, group: Group) -> None:
+        for module, place in group.parts if group.wants_hooks else ():
+            before, after = self._hooks_of(place)
+            # Around an activation itself, inside of the hooks that the user has put there.
+            outside = place is None
+            pre = module.register_forward_pre_hook(before, prepend=outside, with_kwargs=True)
+            post = module.register_forward_hook(after, prepend=not outside, always_call=True)
+            group.handles += [pre, post]
 
-    def _register(self, tap: _Tap) -> None:
-        module = tap.candidate.module
+    def _hooks_of(self, place: Place | None) -> tuple[Hook, Hook]:
+        if place is None:
+            return Hook(self._enter), Hook(self._leave)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._before(tap, module, args, kwargs)
+            self._before(place, module, args, kwargs)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            self._after(tap, output)
+            self._after(place, module, output)
 
-        # Around the activation itself, inside of the hooks that the user has put there.
-        pre = module.register_forward_pre_hook(Hook(before), with_kwargs=True)
-        tap.handles = [pre, module.register_forward_hook(Hook(after), prepend=True)]
+        return Hook(before), Hook(after)
 
-    # ── frames ──────────────────────────────────────────────────────────────────────────
+    def _adjust(self) -> None:
+        """Let hooks that depend on the training mode of their layer follow it."""
+        for group in self._layout.groups:
+            if group.layer is not None and bool(group.handles) != group.wants_hooks:
+                remove(group.handles)
+                self._register(group)
+
+    # ── steps ───────────────────────────────────────────────────────────────────────────
 
     def resume(self, *, reports_steps: bool = False) -> None:
         """Count from here on; ``reports_steps`` says in advance that `step` will be called."""
         self.enabled = True
         self._reported = self._reported or reports_steps
-        self._reset_frame()
+        self._between_steps()
 
     def pause(self) -> None:
         """Count nothing until `resume`."""
         self.enabled = False
-        self._reset_frame()
+        self._between_steps()
 
     def step(self) -> None:
         """Count one training step."""
         # Until the first report each counted forward passed for a step of its own.
         self._tick = self._tick + 1 if self._reported else self._window_start + 1
         self._reported = True
-        self._reset_frame()
+        self._between_steps()
+
+    def _between_steps(self) -> None:
+        self._end_frame()
+        if self._attached:
+            self._adjust()
 
     @property
     def steps(self) -> int:
         """Steps so far: calls of `step`, or counted frames in a loop that never calls it."""
         return self._tick
 
-    def _reset_frame(self) -> None:
-        """Forget a frame that an interrupt left open, and number calls from 1 again."""
-        self._drop_trace()
-        self._frame = None
-        for tap in self._taps.values():
-            tap.calls, tap.current = 0, None
+    # ── frames ──────────────────────────────────────────────────────────────────────────
 
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        frame = self._frame
-        if frame is not None and not is_running(frame.python):
-            frame = None  # an interrupt cut it short
+        frame = self._current.running()
         if frame is None:
-            self._reset_frame()
             # 0 is this function, 1 the hook object, 2 the module call that ran it.
-            python, error = sys._getframe(2), sys.exc_info()[1]
-            self._frame = _Frame(module, python, self._counts(module), error)
-            if self._frame.counted and module not in self._traced:
-                self._start_trace(module)
-        elif frame.module is module:
-            frame.depth += 1
+            frame = self._begin_frame(module, sys._getframe(2))
+        frame.modules.append(module)
+        if frame.counted and frame.quiet is None:
+            reason = self._layout.must_not_listen(module)
+            if reason:
+                frame.quiet = module
+                self._stop_listening()
+                if self._tracing is frame:
+                    self._tracer.overlook(module, (args, kwargs), reason)
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        frame = self._frame
-        if torch.compiler.is_compiling() or frame is None or frame.module is not module:
+        frame = self._current.frame
+        if torch.compiler.is_compiling() or frame is None:
             return
-        frame.depth -= 1
-        if frame.depth == 0:
+        if frame.quiet is module:
+            frame.quiet = None
+            self._listen(frame)
+        if frame.leave(module):
             # The hook also runs when the forward raised.
-            if self._tracing and sys.exc_info()[1] is frame.error:
+            if self._tracing is frame and sys.exc_info()[1] is frame.error:
                 self._finish_trace(module, output)
-            self._reset_frame()
+            self._end_frame()
             if frame.counted and not self._reported:
                 self._tick += 1
 
-    def _counts(self, module: nn.Module) -> bool:
-        gradients = torch.is_grad_enabled() and not is_recomputing()
-        return self.enabled and module.training and gradients
+    def _begin_frame(self, module: nn.Module, python: FrameType) -> Frame:
+        self._end_frame()
+        self._adjust()
+        counted = self.enabled and self._counting.frame(module)
+        frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
+        if counted:
+            if module not in self._traced:
+                self._start_trace(frame, module)
+            if self._layout.calls_functions or self._tracing is frame:
+                self._listen(frame)
+        return frame
 
-    def _start_trace(self, module: nn.Module) -> None:
-        fast = [m for m in self._model.modules() if isinstance(m, _FAST) and not m.training]
-        if fast:  # a mode would switch off torch's fast path, and change numbers by a rounding
-            self._tracer.failed = f"a {type(fast[0]).__name__} in eval mode cannot be traced"
-        if self._tracer.failed:
-            self._traced.add(module)
-        elif not self._entered and not any(is_lazy(p) for p in self._model.parameters()):
-            self._tracing = self._entered = True
-            self._mode.paused = 0
-            self._tracer.begin(self._paths[module])
-            self._modes.enter_context(self._mode)
+    def _end_frame(self) -> None:
+        """Forget the frame, also one that an interrupt left open, and number calls from 1."""
+        self._stop_listening()
+        if self._tracing is not None and self._tracing is self._current.frame:
+            self._drop_trace()
+        self._current.frame = None
+        self._current.loose.clear()
+
+    def _listen(self, frame: Frame) -> None:
+        listener = self._thread.listener
+        if listener is None:
+            listener = self._thread.listener = _Listener(self)
+        if listener not in _get_current_function_mode_stack():
+            listener.__enter__()  # type: ignore[no-untyped-call]
+        listener.frame = frame
+
+    def _stop_listening(self) -> None:
+        listener = self._thread.listener
+        if listener is not None:
+            listener.frame = None  # harmless, should another mode still stand above it
+            if _get_current_function_mode() is listener:
+                listener.__exit__(None, None, None)
+
+    def _start_trace(self, frame: Frame, module: nn.Module) -> None:
+        if self._tracing is not None and not is_running(self._tracing.python):
+            self._drop_trace()
+        if self._tracing is None and not any(is_lazy(p) for p in self._model.parameters()):
+            self._tracing = frame
+            self._tracer.begin(self._layout.paths[module])
+
+    def _drop_trace(self) -> None:
+        self._tracing = None
+        self._tracer.abandon()
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
-        self._leave_mode()
+        self._stop_listening()
+        self._tracing = None
         self._traced.add(module)
         self._tracer.finish(output)
 
-    def _drop_trace(self) -> None:
-        if self._tracing:
-            self._leave_mode()
-            self._tracer.abandon()
-        elif self._entered:  # an interrupt left it below another mode
-            self._leave_mode()
+    # ── one call ────────────────────────────────────────────────────────────────────────
 
-    def _leave_mode(self) -> None:
-        self._tracing = False
-        self._mode.paused += 1  # harmless, should another mode still stand above it
-        stack = _get_current_function_mode_stack()
-        if self._mode not in stack:  # some other mode's exit took it off
-            self._modes.pop_all()
-            self._entered = False
-        elif stack[-1] is self._mode:
-            self._modes.close()
-            self._entered = False
-
-    # ── one activation call ─────────────────────────────────────────────────────────────
-
-    def _before(self, tap: _Tap, module: nn.Module, args: Any, kwargs: Any) -> None:
-        frame = self._frame
-        counted = self._counts(module) if frame is None else frame.counted
-        # A backward inside of a counted forward recomputes as well.
-        if not counted or is_recomputing() or torch.compiler.is_compiling():
+    def _before(self, place: Place, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
             return
-        if self._tracing:
-            self._mode.paused += 1
-        source = args[0] if args else kwargs.get("input")
+        frame = self._current.frame or self._bare_frame(module)
+        frame.inside = place
+        if not (place.active and frame.counted and self._counting.call()):
+            return
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
-                self._observe(tap, pre_activation(module, source).detach(), source)
-            if self._tracing and tap.current is not None:
-                self._tracer.enter_site(tap.current.site.name, source, tap.current.dim_of(source))
+            base = place.base_within(self._layout.paths.get(frame.module, ""))
+            source = source_of(args, kwargs)
+            frame.site = self._observe(frame, place, base, module, source)
         except Exception as error:  # never break training: the site is given up, loudly
-            self._disable(tap, error)
+            self._give_up(place, error)
 
-    def _after(self, tap: _Tap, output: Tensor) -> None:
-        state, tap.current = tap.current, None
-        if state is None:
+    def _after(self, place: Place, module: nn.Module, output: Any) -> None:
+        frame = self._current.frame
+        if torch.compiler.is_compiling() or frame is None:
             return
+        state, frame.site, frame.inside = frame.site, None, None
+        if state is not None and output is not None:  # none if the activation raised
+            self._observe_output(frame, place, state, output)
+        if frame.module is module:
+            self._current.frame = None
+
+    def _bare_frame(self, module: nn.Module) -> Frame:
+        """The frame of an activation that the training loop calls itself."""
+        counted = self.enabled and self._counting.frame(module)
+        # Nothing but `step` can tell where the numbering of such calls starts again.
+        calls = self._current.loose if self._reported else Counter[str]()
+        frame = Frame(sys._getframe(3), counted, None, [module], calls)
+        self._current.frame = frame
+        return frame
+
+    def operation(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function that is no activation."""
+        if self._tracing is frame:
+            return self._tracer.run(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function that is an activation, or might be."""
+        call = row(args, kwargs) if self._counting.call() else None
+        place = None if call is None else self._place_of(frame, call)
+        if call is None or place is None or not place.active:
+            return self.operation(frame, func, args, kwargs)
+        state = None
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
-                state.observe_output(output.detach(), self._tick)
-            if self._tracing:
-                self._tracer.leave_site(state.site.name, output, state.dim_of(output))
-                self._mode.paused -= 1
+            state = self._observe(frame, place, place.base, call.module, call.source)
         except Exception as error:  # as above
-            self._disable(tap, error)
+            self._give_up(place, error)
+        result = func(*args, **kwargs)
+        if state is not None:
+            self._observe_output(frame, place, state, result)
+        return result
 
-    def _observe(self, tap: _Tap, z: Tensor, source: Tensor) -> None:
-        # Outside of a frame nothing but `step` can tell where the numbering starts again.
-        tap.calls = tap.calls + 1 if self._frame is not None or self._reported else 1
-        name = self._name(tap.candidate, tap.calls)
-        tap.current = tap.sites.get(name) or self._add_site(tap, name, z, source)
-        tap.current.observe(z, self._tick, self._every)
+    def _place_of(self, frame: Frame, call: FunctionalCall) -> Place:
+        path = self._layout.paths.get(frame.modules[-1], "")
+        base = function_base(path, call.kind)
+        if base in self._layout.names:  # a module may be called that
+            base = f"{path}--{call.kind}"
+        place = self._places.get(base)
+        if place is None:
+            wanted = self._selection.wants(base)
+            place = self._places[base] = Place.of_function(base, path, call.module, wanted)
+        return place
 
-    def _name(self, candidate: Candidate, call: int) -> str:
-        name = self._path_in_frame(candidate) or candidate.activation.lower()
-        if call > 1:  # a module may be called "relu-2" as well
-            name += f"-{call}" if f"{name}-{call}" not in self._taps else f"--{call}"
-        return name
+    def _observe(
+        self, frame: Frame, place: Place, base: str, module: nn.Module, source: Tensor
+    ) -> SiteState | None:
+        if not is_real(source):
+            return None
+        with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+            z = pre_activation(module, source)
+            frame.calls[base] += 1
+            name = call_name(base, frame.calls[base], self._layout.names)
+            state = self._sites.get(name) or self._add_site(frame, place, name, base, z, source)
+            if place.functional:
+                same_gate(state, place, module)
+            state.observe(z, self._tick, self._every)
+        if self._tracing is frame:
+            self._tracer.enter_site(name, source, state.dim_of(source))
+        return state
 
-    def _site(self, candidate: Candidate, call: int, name: str) -> Site:
-        path = self._path_in_frame(candidate)
-        return Site(name, path, call, candidate.activation, candidate.gate)
+    def _observe_output(self, frame: Frame, place: Place, state: SiteState, output: Tensor) -> None:
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+                state.observe_output(output.detach(), self._tick)
+            if self._tracing is frame:
+                self._tracer.leave_site(state.site.name, output, state.dim_of(output))
+        except Exception as error:  # as above
+            self._give_up(place, error)
 
-    def _path_in_frame(self, candidate: Candidate) -> str:
-        """Where the activation stands below the module of the frame, if it stands in several."""
-        if self._frame is None or len(candidate.paths) == 1:
-            return candidate.path
-        within = f"{self._paths[self._frame.module]}."
-        return next((path for path in candidate.paths if path.startswith(within)), candidate.path)
-
-    def _add_site(self, tap: _Tap, name: str, z: Tensor, source: Tensor) -> SiteState:
+    def _add_site(
+        self, frame: Frame, place: Place, name: str, base: str, z: Tensor, source: Tensor
+    ) -> SiteState:
         guessed = False
-        dim = self._selection.dim_of(tap.candidate)
-        if dim is None and self._tracing:
+        dim = self._selection.dim_of(base, place.candidate.module)
+        if dim is None and self._tracing is frame:
             dim = self._tracer.unit_dim(source)
         if dim is None:
             dim, guessed = assumed_unit_dim(z)
-        site = self._site(tap.candidate, tap.calls, name)
-        state = tap.sites[name] = SiteState.start(site, tap.candidate, z, dim)
-        self._ran.append(state)
-        if self._frame is not None and not self._tracing:
-            self._traced.discard(self._frame.module)  # it takes a way that was not traced yet
+        site = place.site(name, base, frame.calls[base])
+        state = self._sites[name] = SiteState.start(site, place.candidate, z, dim)
+        place.states.append(state)
+        if self._tracing is not frame:
+            self._traced.discard(frame.module)  # it takes a way that was not traced yet
         if guessed:
             warnings.warn(
                 f"{name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
-                f"{state.site.unit_dim} is assumed. Settle it with "
-                f"unit_dim={{{site.module!r}: axis}}.",
+                f"{state.site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
                 AmbiguousUnitDimWarning,
                 stacklevel=2,
             )
         return state
 
-    def _disable(self, tap: _Tap, error: Exception) -> None:
-        remove(tap.handles)
-        tap.current, tap.disabled = None, True
-        self._drop_trace()  # what it would miss from here on could be taken for absent
+    def _give_up(self, place: Place, error: Exception) -> None:
+        place.failed = True
+        frame = self._current.frame
+        if frame is not None:
+            frame.site = None
+            if self._tracing is frame:  # what it would miss could be taken for absent
+                self._drop_trace()
         warnings.warn(
-            f"observing {tap.candidate.path!r} failed and is switched off; training goes on. "
+            f"observing {place.base!r} failed and is switched off; training goes on. "
             f"{type(error).__name__}: {error}",
             SiteDisabledWarning,
             stacklevel=2,
@@ -371,28 +416,24 @@ class Taps:
     def read(self) -> Snapshot:
         """What was measured since the window began, in the order of the data."""
         shapes = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not is_lazy(p)}
-        for state in self._ran:
+        for state in self._sites.values():
             if self._tracer.saw(state.site.name):
                 state.resolve(self._tracer, shapes)
-        never = [self._unseen(tap.candidate) for tap in self._taps.values() if not tap.sites]
+        places = [place for place in self._layout.places if place.wanted and not place.states]
+        never = [place.unseen() for place in places]
         last = max(self._window_start, self._tick - 1)
         window = Window(self._window, self._window_start, last)
-        return Snapshot(window, (*fetch(self._ran), *never))
-
-    def _unseen(self, candidate: Candidate) -> SiteSnapshot:
-        site = self._site(candidate, 1, self._name(candidate, 1))
-        return SiteSnapshot(site, 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
+        return Snapshot(window, (*fetch(list(self._sites.values())), *never))
 
     def restart(self, ages: Mapping[str, Ints]) -> None:
         """Begin the next window; ``ages`` are those of the one that ended, by site name."""
         self._window, self._window_start = self._window + 1, self._tick
         if self._window & (self._window - 1) == 0:
             self._traced.clear()  # at windows 1, 2, 4, 8 …: the forward may take other ways by now
-        for state in self._ran:
-            state.restart(ages[state.site.name])
+        for name, state in self._sites.items():
+            state.restart(ages[name])
 
     def forget(self, site: str, units: Ints) -> None:
         """Drop the evidence against units that have just been treated."""
-        for state in self._ran:
-            if state.site.name == site:
-                state.age[units] = 0
+        if site in self._sites:
+            self._sites[site].age[units] = 0

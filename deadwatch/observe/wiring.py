@@ -1,9 +1,9 @@
 """Which parameters produce a site's units, and which read them.
 
 Resolved from real data flow, once: while the first counted forward through each part of the model
-runs, the tracer is handed every torch function that is called; it attaches a label to every tensor whose unit axis it understands and follows
-it through the operations (`operations.py`). What it does not understand is recorded with its
-reason, never guessed: a remedy can then refuse.
+runs, the tracer is handed every torch function that is called; it attaches a label to every tensor
+whose unit axis it understands and follows it through the operations (`operations.py`). What it
+does not understand is recorded with its reason, never guessed: a remedy can then refuse.
 
 What a function mode cannot see is looked for afterwards: readers in autograd's graph that no
 function accounts for (scripted modules), and tensors that the forward left in some attribute.
@@ -125,6 +125,14 @@ class Tracer:
             # The function may read its input several times; all of them are the site's own.
             label.edges += _edges([h.grad_fn], until=label.node[0])[label.node] - 1
         self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", flow=flow))
+
+    def overlook(self, module: nn.Module, arguments: Any, reason: str) -> None:
+        """The operations of ``module`` will not be seen, for ``reason``."""
+        for tensor in (*tensors_in(arguments), *module.parameters()):
+            label = self.label_of(tensor)
+            if label is not None:
+                self.read(label, reason)
+        self._count_uses(tuple(module.parameters()), {})
 
     # ── what is known of a site ─────────────────────────────────────────────────────────
 

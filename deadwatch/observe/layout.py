@@ -1,0 +1,140 @@
+"""Which modules of a model get hooks, and when they must be left alone.
+
+Hooks go on every module through which a frame can be entered or a function be called, and on
+every activation. In evaluation mode `nn.TransformerEncoderLayer` takes a faster way, with other
+roundings, unless it or a module below has hooks or a function mode is on; so that a frozen encoder
+inside a model that trains computes what it computes without us, its hooks go on and off with its
+training mode, and nobody listens while it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from deadwatch.observe.places import Place
+from deadwatch.observe.sites import Selection
+
+
+@dataclass(eq=False)
+class Group:
+    """Modules whose hooks go on and off together.
+
+    Attributes:
+        layer: The layer that must be without hooks in evaluation mode, if any.
+        parts: The modules, and the place of those that are activations.
+        handles: Their hooks.
+    """
+
+    layer: nn.Module | None = None
+    parts: list[tuple[nn.Module, Place | None]] = field(default_factory=list)
+    handles: list[RemovableHandle] = field(default_factory=list)
+
+    @property
+    def wants_hooks(self) -> bool:
+        """Whether its hooks should be on."""
+        return self.layer is None or self.layer.training
+
+
+class Layout:
+    """The modules of a model as `Taps` needs to know them; `refresh` follows changes.
+
+    Attributes:
+        places: All activation modules, also those that are not wanted.
+        groups: The modules that get hooks.
+        paths: The first path of every module.
+        names: All these paths.
+        calls_functions: Whether some module has a forward of its own, which may call anything.
+    """
+
+    def __init__(self, model: nn.Module, selection: Selection) -> None:
+        self._model = model
+        self._selection = selection
+        self.places: list[Place] = []
+        self.groups: list[Group] = []
+        self.paths: dict[nn.Module, str] = {}
+        self.names: frozenset[str] = frozenset()
+        self.calls_functions = False
+        self._fast: dict[nn.Module, list[nn.Module]] = {}
+        self._find_places()
+
+    def _find_places(self) -> None:
+        known = {place.candidate.path: place for place in self.places}
+        for candidate in self._selection.candidates(self._model):
+            place = known.get(candidate.path)
+            if place is None:
+                wanted = self._selection.wants(candidate.path)
+                self.places.append(Place.of_module(candidate, wanted))
+            elif place.candidate.module is not candidate.module:
+                place.adopt(candidate)
+
+    def refresh(self) -> None:
+        """Look at the model again; modules may have been swapped."""
+        self._find_places()
+        self.paths = {module: path for path, module in self._model.named_modules()}
+        self.names = frozenset(self.paths.values())
+        self.groups = [Group()]
+        self._fast = {}
+        at = {place.candidate.module: place for place in self.places}
+        self._walk(self._model, self.groups[0], self._model, at, set())
+        self.calls_functions = any(
+            place is None and not _is_stock(module)
+            for group in self.groups
+            for module, place in group.parts
+        )
+
+    def _walk(
+        self,
+        module: nn.Module,
+        group: Group,
+        above: nn.Module,
+        places: Mapping[nn.Module, Place],
+        seen: set[nn.Module],
+    ) -> None:
+        """Assign ``module`` and what is below; ``above`` is the nearest module sure of hooks."""
+        if module in seen:
+            return
+        seen.add(module)
+        if module in places:
+            group.parts.append((module, places[module]))
+            return
+        if isinstance(module, nn.TransformerEncoderLayer):
+            self._fast.setdefault(above, []).append(module)
+            if module is not self._model:
+                group = Group(module)
+                self.groups.append(group)
+        elif isinstance(module, nn.MultiheadAttention):
+            self._fast.setdefault(module, []).append(module)
+        children = list(module.children())
+        if not _is_uncalled(module) and (children or not _is_stock(module)):
+            group.parts.append((module, None))
+            above = module if group.layer is None else above
+        for child in children:
+            self._walk(child, group, above, places, seen)
+
+    def must_not_listen(self, module: nn.Module) -> str:
+        """Why no function mode may be on while ``module`` is called; empty if it may."""
+        for fast in self._fast.get(module, ()):
+            if not fast.training:
+                return f"a {type(fast).__name__} in eval mode, which cannot be followed"
+        return ""
+
+
+def _is_stock(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules.") and not isinstance(
+        module, _OPEN_ENDED
+    )
+
+
+def _is_uncalled(module: nn.Module) -> bool:
+    return isinstance(module, _UNCALLED) and type(module).forward is nn.Module.forward
+
+
+_OPEN_ENDED = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+"""Modules of torch that call whatever activation function they are given."""
+
+_UNCALLED: tuple[Any, ...] = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)

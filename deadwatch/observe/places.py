@@ -1,0 +1,111 @@
+"""Where activation functions are called, and what the call sites there are named.
+
+A *place* is an activation module, or one function in the forward of a module that is none. Each
+call of a place within one frame is a site of its own: ``block.relu``, ``block.relu-2``; for
+functions ``block-gelu``, ``block-gelu-2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.gates import gate_of
+from deadwatch.observe.sites import Candidate
+from deadwatch.records import Site, SiteSnapshot
+
+
+@dataclass(eq=False)
+class Place:
+    """One place, and the sites seen there so far.
+
+    Attributes:
+        candidate: The activation; for a function, the module it amounts to, and the path of the
+            module in whose forward it is called.
+        base: Name of its first call.
+        functional: Whether it is a function.
+        wanted: Whether it is to be watched.
+        failed: Whether observing it was given up.
+    """
+
+    candidate: Candidate
+    base: str
+    functional: bool = False
+    wanted: bool = True
+    failed: bool = False
+    states: list[SiteState] = field(default_factory=list)
+
+    @classmethod
+    def of_module(cls, candidate: Candidate, wanted: bool) -> Place:
+        """The place of an activation module."""
+        base = candidate.path or candidate.activation.lower()
+        return cls(candidate, base, wanted=wanted)
+
+    @classmethod
+    def of_function(cls, base: str, path: str, module: nn.Module, wanted: bool) -> Place:
+        """The place of a function called in the module at ``path``, that acts like ``module``."""
+        gate = gate_of(module)
+        assert gate is not None
+        candidate = Candidate(module, type(module).__name__, gate, (path,))
+        return cls(candidate, base, functional=True, wanted=wanted)
+
+    @property
+    def active(self) -> bool:
+        """Whether its calls are to be observed."""
+        return self.wanted and not self.failed
+
+    def base_within(self, path: str) -> str:
+        """Name of its first call in a frame of the module at ``path``."""
+        if len(self.candidate.paths) == 1:
+            return self.base
+        # The activation stands in several parts of the model: it is called by this one.
+        within = (own for own in self.candidate.paths if own.startswith(f"{path}."))
+        return next(within, self.base)
+
+    def site(self, name: str, base: str, call: int) -> Site:
+        """The record of one of its sites."""
+        path = self.candidate.path if base == self.base else base
+        candidate = self.candidate
+        return Site(
+            name, path, call, candidate.activation, candidate.gate, functional=self.functional
+        )
+
+    def adopt(self, candidate: Candidate) -> None:
+        """The activation there is another one from now on."""
+        self.candidate = candidate
+        for state in self.states:
+            state.adopt(candidate)
+
+    def unseen(self) -> SiteSnapshot:
+        """What is known of a place that has never run: nothing."""
+        site = self.site(self.base, self.base, 1)
+        return SiteSnapshot(site, 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
+
+
+def call_name(base: str, call: int, taken: Collection[str]) -> str:
+    """The name of the ``call``-th call of a place; a module may be called "relu-2" as well."""
+    if call == 1:
+        return base
+    name = f"{base}-{call}"
+    return name if name not in taken else f"{base}--{call}"
+
+
+def same_gate(state: SiteState, place: Place, module: nn.Module) -> None:
+    """Let a site follow a function that is now called with other parameters."""
+    if state.module is not module:
+        gate = gate_of(module)
+        assert gate is not None
+        state.adopt(replace(place.candidate, module=module, gate=gate))
+
+
+def source_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The input of an activation module's call."""
+    source = args[0] if args else next(iter(kwargs.values()), None)
+    if not isinstance(source, Tensor):
+        raise TypeError(f"expected a tensor as input, found {type(source).__name__}")
+    return source
