@@ -158,7 +158,7 @@ class Watch:
 
     def suspend(self) -> None:
         """Take the hooks off for a while, say for an evaluation; `attach` puts them back."""
-        self._taps.detach()
+        self._taps.suspend()
 
     def __enter__(self) -> Watch:
         return self.attach()

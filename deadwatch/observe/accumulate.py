@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ from deadwatch.observe import kernels, stats
 from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.sites import Candidate
 from deadwatch.observe.wiring import Tracer
-from deadwatch.records import Bools, Ints, Site, SiteSnapshot
+from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
 
 _BYTES = torch.uint8
 
@@ -30,7 +31,10 @@ class SiteState:
         dim: Axis of the pre-activation that holds them; from the end, unless the user gave it.
         data: The statistics of this window.
         age: Samples since each gate was last open, at the window's start (C,).
+        gate: Where the activation passes gradient.
+        low: Lower ends of the gate per unit (C,), where a swap made them differ.
         samples: Elements per unit seen in this window.
+        seen: The same of compiled graphs, which count on the device (1,).
         sampled: The step whose moments were last taken, -1 for none in this window.
     """
 
@@ -41,6 +45,8 @@ class SiteState:
     data: stats.Accumulator
     age: Ints
     flat: Bools
+    gate: Gate
+    seen: Tensor
     low: Tensor | None = None
     samples: int = 0
     sampled: int = -1
@@ -51,15 +57,17 @@ class SiteState:
         units = z.shape[dim]
         with torch.inference_mode(False):
             data = stats.new(units, z.device)
+            seen = torch.zeros(1, dtype=torch.int64, device=z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
         shown = dim if dim == -1 else dim % z.ndim
-        state = cls(replace(site, unit_dim=shown), candidate.module, units, dim, data, age, flat)
+        site = replace(site, unit_dim=shown)
+        state = cls(site, candidate.module, units, dim, data, age, flat, candidate.gate, seen)
         state.adopt(candidate)
         return state
 
     def adopt(self, candidate: Candidate) -> None:
         """Judge by the gates of ``candidate`` from now on."""
-        self.module = candidate.module
+        self.module, self.gate = candidate.module, candidate.gate
         self.site = replace(self.site, activation=candidate.activation, gate=candidate.gate)
         self.low, self.flat = None, np.full(self.units, candidate.gate.flat)
         swapped = swapped_units(candidate.module)
@@ -85,11 +93,11 @@ class SiteState:
             return
         self._follow(z.device)
         self.samples += z.numel() // self.units
-        stats.update_(self.data, kernels.liveness(z, self.dim, self.site.gate, self.low))
+        stats.update_(self.data, kernels.liveness(z, self.dim, self.gate, self.low))
         if self.sampled < 0 or step - self.sampled >= every:
             self.sampled = step
         if self.sampled == step:
-            for batch in kernels.moments(z, self.dim, self.site.gate, self.low):
+            for batch in kernels.moments(z, self.dim, self.gate, self.low):
                 stats.update_(self.data, batch)
 
     def observe_output(self, h: Tensor, step: int) -> None:
@@ -110,12 +118,14 @@ class SiteState:
     def restart(self, age: Ints) -> None:
         """Begin a window."""
         stats.reset_(self.data)
+        self.seen.zero_()
         self.samples, self.sampled, self.age = 0, -1, age.copy()  # a report holds the other
 
     def _follow(self, device: torch.device) -> None:
         if self.data["opened"].device != device:
             self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
             self.low = None if self.low is None else self.low.to(device)
+            self.seen = self.seen.to(device)
 
 
 def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
@@ -125,20 +135,21 @@ def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
     """
     packed: dict[torch.device, list[Tensor]] = {}
     for state in states:
-        parts = packed.setdefault(state.data["opened"].device, [])
-        parts += [tensor.view(_BYTES) for tensor in state.data.values()]
+        parts = packed.setdefault(state.seen.device, [])
+        parts += [tensor.view(_BYTES) for tensor in (state.seen, *state.data.values())]
     host = {device: torch.cat(parts).cpu().numpy() for device, parts in packed.items()}
     offset = dict.fromkeys(host, 0)
     snapshots = []
     for state in states:
-        device = state.data["opened"].device
-        data: dict[str, npt.NDArray[np.generic]] = {}
-        for name, tensor in state.data.items():
+        device = state.seen.device
+        data: dict[str, npt.NDArray[Any]] = {}
+        for name, tensor in {"seen": state.seen, **state.data}.items():
             size = tensor.numel() * tensor.element_size()
             raw = host[device][offset[device] : offset[device] + size]
             offset[device] += size
             data[name] = raw.copy().view(_NUMPY[tensor.dtype])
-        snapshots.append(SiteSnapshot(state.site, state.samples, data, state.age, state.flat))
+        samples = state.samples + int(data.pop("seen")[0])
+        snapshots.append(SiteSnapshot(state.site, samples, data, state.age, state.flat))
     return tuple(snapshots)
 
 

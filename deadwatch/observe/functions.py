@@ -53,7 +53,14 @@ class Row:
     accepts: Callable[..., bool] | None = None
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FunctionalCall | None:
-        """What a call amounts to, or None if it is no activation of data.
+        """What a call amounts to, or None if it is no activation of data; see `source`."""
+        source = self.source(args, kwargs)
+        if source is None:
+            return None
+        return FunctionalCall(self.kind, _shared(self.module, self._values(args, kwargs)), source)
+
+    def source(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The input of a call, or None if it is no activation of data.
 
         That is so for integers, for a parameter of the model as input (a gate on a weight), and
         for tensors as parameters, which could not be read without waiting for the device.
@@ -61,14 +68,15 @@ class Row:
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or not source.dtype.is_floating_point:
             return None
-        values = self._values(args[1:], kwargs)
-        if isinstance(source, nn.Parameter) or not all(map(_is_plain, values)):
+        if isinstance(source, nn.Parameter):
             return None
-        if self.accepts is not None and not self.accepts(*values):
-            return None
-        return FunctionalCall(self.kind, _shared(self.module, values), source)
+        values = self._values(args, kwargs)
+        plain = all(_is_plain(value) for value in values)
+        accepted = plain and (self.accepts is None or self.accepts(*values))
+        return source if accepted else None
 
-    def _values(self, given: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    def _values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+        given = args[1:]
         rest = self.parameters[len(given) :]
         named = [kwargs.get(name, default) for name, default in rest]
         return (*given[: len(self.parameters)], *named)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import AbstractContextManager, nullcontext
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -52,6 +53,44 @@ def is_running(frame: FrameType) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+class Eager:
+    """Makes compiled code run uncompiled for a while, so that its hooks can find its sites."""
+
+    def __init__(self) -> None:
+        self._stance: Any = None
+
+    def begin(self) -> None:
+        """Run nothing compiled until `end`."""
+        if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
+            self._stance = torch.compiler.set_stance("force_eager")
+
+    def end(self) -> None:
+        """Run compiled code as it is."""
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+            self._stance = None
+
+
+def forget_graphs() -> None:
+    """Drop what was compiled so far: it would run on without the hooks put there since."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
+        _run_as_it_is(Hook.__call__.__code__)
+
+
+def _run_as_it_is(code: CodeType) -> None:
+    """Have the compiler leave a function alone, and all it calls, unless it is called in a graph.
+
+    The hooks of the outermost module run outside of its graph. Compiled on their own they would
+    be bookkeeping without a frame to keep the books of.
+    """
+    from torch._C._dynamo.eval_frame import set_code_exec_strategy
+    from torch._dynamo.types import FrameAction, FrameExecStrategy
+
+    skip = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
+    set_code_exec_strategy(code, skip)
 
 
 def is_real(tensor: Tensor) -> bool:

@@ -82,6 +82,56 @@ def outputs(h: Tensor, dim: int) -> Iterator[Accumulator]:
         }
 
 
+def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> Accumulator:
+    """Liveness, and with ``every`` the moments, for a compiler that fuses them into one pass."""
+    z, dim = _canonical(z, dim)
+    x, others = _wide(z), _others(z, dim)
+    is_open = _is_open(x, gate, None if low is None else low.view(_broadcast(z, dim)))
+    batch = {"opened": is_open.any(others), "suspect": x.isnan().any(others)}
+    if gate.always_open:
+        batch = {"opened": torch.ones_like(batch["opened"])}
+    if not every:
+        return batch
+    finite, real = x.isfinite(), real_dtype(x.device)
+    count = finite.sum(others)
+    divisor = count.clamp(min=1)
+    mean = torch.where(finite, x, 0).sum(others) / divisor
+    apart = torch.where(finite, x - mean.view(_broadcast(z, dim)), 0)
+    drift = apart.sum(others) / divisor
+    m2 = apart.square().sum(others) - drift.square() * divisor
+    return batch | {
+        "count": torch.full_like(count, z.numel() // z.shape[dim]),
+        "open": is_open.sum(others),
+        "finite": count,
+        "mean": mean.to(real) + drift,
+        "m2": m2.to(real).clamp(min=0),
+        "min": torch.where(finite, x, math.inf).amin(others),
+        "max": torch.where(finite, x, -math.inf).amax(others),
+    }
+
+
+def fused_outputs(h: Tensor, dim: int) -> Accumulator:
+    """Sums of f(z) and |f(z)|, as `outputs` takes them, for a compiler."""
+    h, dim = _canonical(h, dim)
+    x, others, real = _wide(h), _others(h, dim), real_dtype(h.device)
+    finite = x.isfinite()
+    clean = torch.where(finite, x, 0)
+    return {
+        "out_count": finite.sum(others),
+        "out_sum": clean.sum(others).to(real),
+        "out_abs": clean.abs().sum(others).to(real),
+    }
+
+
+def _is_open(x: Tensor, gate: Gate, low: Tensor | None) -> Tensor:
+    """Where the gate is open, as a bool tensor; it is closed for NaN."""
+    if gate.always_open:
+        return ~x.isnan()
+    if not gate.inside:
+        return (x > gate.high) | (x < gate.low)
+    return (x > (gate.low if low is None else low)) & (x < gate.high)
+
+
 def _moments_of(
     x: Tensor, dim: int, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor
 ) -> Accumulator:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from deadwatch.observe.places import Place
-from deadwatch.observe.sites import Selection
+from deadwatch.observe.sites import Selection, readable
 
 
 @dataclass(eq=False)
@@ -46,7 +46,7 @@ class Layout:
     Attributes:
         places: All activation modules, also those that are not wanted.
         groups: The modules that get hooks.
-        paths: The first path of every module.
+        paths: The first path of every module, without what `torch.compile` adds.
         names: All these paths.
         calls_functions: Whether some module has a forward of its own, which may call anything.
     """
@@ -67,7 +67,7 @@ class Layout:
         for candidate in self._selection.candidates(self._model):
             place = known.get(candidate.path)
             if place is None:
-                wanted = self._selection.wants(candidate.path)
+                wanted = self._selection.wants(readable(candidate.path))
                 self.places.append(Place.of_module(candidate, wanted))
             elif place.candidate.module is not candidate.module:
                 place.adopt(candidate)
@@ -75,7 +75,7 @@ class Layout:
     def refresh(self) -> None:
         """Look at the model again; modules may have been swapped."""
         self._find_places()
-        self.paths = {module: path for path, module in self._model.named_modules()}
+        self.paths = {module: readable(path) for path, module in self._model.named_modules()}
         self.names = frozenset(self.paths.values())
         self.groups = [Group()]
         self._fast = {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.gates import gate_of
-from deadwatch.observe.sites import Candidate
+from deadwatch.observe.sites import Candidate, readable
 from deadwatch.records import Site, SiteSnapshot
 
 
@@ -31,6 +31,7 @@ class Place:
         functional: Whether it is a function.
         wanted: Whether it is to be watched.
         failed: Whether observing it was given up.
+        calls: How often it has been called in a compiled graph; stays 0 if it has but one site.
     """
 
     candidate: Candidate
@@ -39,11 +40,12 @@ class Place:
     wanted: bool = True
     failed: bool = False
     states: list[SiteState] = field(default_factory=list)
+    calls: int = 0
 
     @classmethod
     def of_module(cls, candidate: Candidate, wanted: bool) -> Place:
         """The place of an activation module."""
-        base = candidate.path or candidate.activation.lower()
+        base = readable(candidate.path) or candidate.activation.lower()
         return cls(candidate, base, wanted=wanted)
 
     @classmethod
@@ -64,12 +66,13 @@ class Place:
         if len(self.candidate.paths) == 1:
             return self.base
         # The activation stands in several parts of the model: it is called by this one.
-        within = (own for own in self.candidate.paths if own.startswith(f"{path}."))
-        return next(within, self.base)
+        owned = map(readable, self.candidate.paths)
+        return next((own for own in owned if own.startswith(f"{path}.")), self.base)
 
     def site(self, name: str, base: str, call: int) -> Site:
         """The record of one of its sites."""
-        path = self.candidate.path if base == self.base else base
+        named = (path for path in self.candidate.paths if readable(path) == base)
+        path = next(named, self.candidate.path)
         candidate = self.candidate
         return Site(
             name, path, call, candidate.activation, candidate.gate, functional=self.functional

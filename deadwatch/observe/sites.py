@@ -54,7 +54,7 @@ class Selection:
             ConfigError: A pattern matches no activation of the model, whether module or function.
         """
         found = tuple(_activations(model))
-        paths = [candidate.path for candidate in found]
+        paths = [readable(candidate.path) for candidate in found]
         for argument in ("include", "exclude", "unit_dim"):
             for pattern in getattr(self, argument) or ():
                 if not any(fnmatchcase(path, pattern) for path in paths):
@@ -112,6 +112,11 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
+def readable(path: str) -> str:
+    """A module's path without what `torch.compile` wraps around compiled parts."""
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
+
+
 def function_base(path: str, kind: str) -> str:
     """What the first call of a function in the forward of the module at ``path`` is named."""
     return f"{path}-{kind}" if path else kind
@@ -121,7 +126,7 @@ def _require_function(argument: str, pattern: str, paths: Sequence[str], model: 
     """Which functions a forward calls shows only when it runs; here it is what it could call."""
     kinds = {row.kind for row in FUNCTIONS.values()}
     for path, _ in model.named_modules():
-        if any(fnmatchcase(function_base(path, kind), pattern) for kind in kinds):
+        if any(fnmatchcase(function_base(readable(path), kind), pattern) for kind in kinds):
             return
     known = ", ".join(repr(path) for path in paths[:20]) or "none"
     more = f" and {len(paths) - 20} more" if len(paths) > 20 else ""

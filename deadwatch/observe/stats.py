@@ -82,11 +82,11 @@ def update_(into: Accumulator, batch: Accumulator) -> None:
     for name, value in batch.items():
         rule = STATISTICS[name].merge
         if rule == "sum":
-            into[name] += value
+            into[name].add_(value)
         elif rule == "max":
-            torch.maximum(into[name], value.to(into[name].dtype), out=into[name])
+            into[name].copy_(torch.maximum(into[name], value.to(into[name].dtype)))
         elif rule == "min":
-            torch.minimum(into[name], value.to(into[name].dtype), out=into[name])
+            into[name].copy_(torch.minimum(into[name], value.to(into[name].dtype)))
 
 
 def _merge_moments_(into: Accumulator, batch: Accumulator) -> None:
@@ -94,5 +94,5 @@ def _merge_moments_(into: Accumulator, batch: Accumulator) -> None:
     mine, theirs = into["finite"].to(real), batch["finite"].to(real)
     share = theirs / (mine + theirs).clamp_(min=1)
     delta = batch["mean"].to(real) - into["mean"]
-    into["m2"] += batch["m2"].to(real) + delta.square() * mine * share
-    into["mean"] += delta * share
+    into["m2"].add_(batch["m2"].to(real) + delta.square() * mine * share)
+    into["mean"].add_(delta * share)

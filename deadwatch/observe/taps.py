@@ -21,49 +21,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode,
-    _get_current_function_mode_stack,
-)
 
 from deadwatch.errors import AmbiguousUnitDimWarning, NoSiteWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState, fetch
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame
-from deadwatch.observe.functions import FUNCTIONS, FunctionalCall, Row
-from deadwatch.observe.hooks import Hook, is_real, is_running, no_dispatch_modes, remove
+from deadwatch.observe.functions import FunctionalCall, Row
+from deadwatch.observe.hooks import (
+    Eager,
+    Hook,
+    forget_graphs,
+    is_real,
+    is_running,
+    no_dispatch_modes,
+    remove,
+)
+from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Group, Layout
+from deadwatch.observe.listen import Ears
 from deadwatch.observe.places import Place, call_name, same_gate, source_of
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
 from deadwatch.records import Ints, Snapshot, Window
-
-
-class _Listener(TorchFunctionMode):
-    """Tells of every torch function that is called in a frame."""
-
-    def __init__(self, taps: Taps) -> None:
-        super().__init__()
-        self.frame: Frame | None = None
-        self._taps = taps
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        frame = self.frame
-        if frame is None or frame.inside is not None:
-            return func(*args, **kwargs)
-        row = FUNCTIONS.get(func)
-        if row is None:
-            return self._taps.operation(frame, func, args, kwargs)
-        return self._taps.function(frame, row, func, args, kwargs)
-
-
-class _Thread(threading.local):
-    """What each thread that runs the model has for itself."""
-
-    listener: _Listener | None = None
 
 
 class Taps:
@@ -88,12 +66,16 @@ class Taps:
         self._places: dict[str, Place] = {place.base: place for place in self._layout.places}
         self._sites: dict[str, SiteState] = {}  # in the order of the data
         self._current = CurrentFrame()
-        self._thread = _Thread()
+        self._graph = InGraph(self._find_function, lambda: self._current.frame is not None)
+        self._ears = Ears(self, self._graph)
         self._lock = threading.Lock()
         self._tracer = Tracer(model)
         self._tracing: Frame | None = None
         self._traced: set[nn.Module] = set()
+        self._eager = Eager()
+        self._met: set[nn.Module] = set()  # parts that have run since `_look_around`
         self._attached = False
+        self._asleep = False
         self._told_bare = False
         self._tick = 0
         self._reported = False
@@ -103,19 +85,40 @@ class Taps:
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
     @property
+    def _counts(self) -> bool:
+        return self.enabled and self._attached and not self._asleep
+
+    @property
     def attached(self) -> bool:
         """Whether hooks are on the model."""
         return self._attached
 
     def attach(self) -> None:
         """Register the hooks; does nothing if they are on."""
+        self._asleep = False
         if self.attached:
             return
         self._attached = True
+        forget_graphs()
+        self._look_around()
         self._layout.refresh()
         self._warn_if_bare()
         for group in self._layout.groups:
             self._register(group)
+
+    def suspend(self) -> None:
+        """Count nothing until `attach`; hooks stay on what is compiled, where they cost nothing."""
+        if self._graph.traced:
+            self._asleep = True
+            self._end_frame()
+        else:
+            self.detach()
+
+    def _look_around(self) -> None:
+        """Let the next forward of every part run uncompiled, so that its sites are found."""
+        self._graph.missed = False
+        self._met.clear()
+        self._eager.begin()
 
     def _warn_if_bare(self) -> None:
         wanted = any(place.wanted for place in self._layout.places)
@@ -134,27 +137,51 @@ class Taps:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
         self._end_frame()
+        self._eager.end()
         for group in self._layout.groups:
             remove(group.handles)
 
     def _register(self, group: Group) -> None:
         for module, place in group.parts if group.wants_hooks else ():
-            before, after = self._hooks_of(place)
+            if place is None:
+                before, after = self._hooks_of_container(module)
+            else:
+                before, after = self._hooks_of_activation(place)
             # Around an activation itself, inside of the hooks that the user has put there.
             outside = place is None
             pre = module.register_forward_pre_hook(before, prepend=outside, with_kwargs=True)
             post = module.register_forward_hook(after, prepend=not outside, always_call=True)
             group.handles += [pre, post]
 
-    def _hooks_of(self, place: Place | None) -> tuple[Hook, Hook]:
-        if place is None:
-            return Hook(self._enter), Hook(self._leave)
+    def _hooks_of_container(self, module: nn.Module) -> tuple[Hook, Hook]:
+        path = self._layout.paths[module]
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            self._before(place, module, args, kwargs)
+            if not torch.compiler.is_compiling():
+                self._enter(module, args, kwargs)
+            elif not torch.compiler.is_exporting():
+                self._graph.enter(path, self._counts and module.training)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
-            self._after(place, module, output)
+            if not torch.compiler.is_compiling():
+                self._leave(module, output)
+            elif not torch.compiler.is_exporting():
+                self._graph.leave(path)
+
+        return Hook(before), Hook(after)
+
+    def _hooks_of_activation(self, place: Place) -> tuple[Hook, Hook]:
+        def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._before(place, module, args, kwargs)
+            elif not torch.compiler.is_exporting():
+                self._graph.before(place, source_of(args, kwargs))
+
+        def after(module: nn.Module, args: Any, output: Any) -> None:
+            if not torch.compiler.is_compiling():
+                self._after(place, module, output)
+            elif not torch.compiler.is_exporting():
+                self._graph.after(place, output)
 
         return Hook(before), Hook(after)
 
@@ -183,10 +210,15 @@ class Taps:
         # Until the first report each counted forward passed for a step of its own.
         self._tick = self._tick + 1 if self._reported else self._window_start + 1
         self._reported = True
+        if self._graph.missed:
+            self._look_around()
+        elif self._met:
+            self._eager.end()
         self._between_steps()
 
     def _between_steps(self) -> None:
         self._end_frame()
+        self._graph.moments = (self._tick - self._window_start) % self._every == 0
         if self._attached:
             self._adjust()
 
@@ -198,28 +230,26 @@ class Taps:
     # ── frames ──────────────────────────────────────────────────────────────────────────
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
         frame = self._current.running()
         if frame is None:
-            # 0 is this function, 1 the hook object, 2 the module call that ran it.
-            frame = self._begin_frame(module, sys._getframe(2))
+            # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
+            frame = self._begin_frame(module, sys._getframe(3))
         frame.modules.append(module)
         if frame.counted and frame.quiet is None:
             reason = self._layout.must_not_listen(module)
             if reason:
                 frame.quiet = module
-                self._stop_listening()
+                self._ears.stop()
                 if self._tracing is frame:
                     self._tracer.overlook(module, (args, kwargs), reason)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, output: Any) -> None:
         frame = self._current.frame
-        if torch.compiler.is_compiling() or frame is None:
+        if frame is None:
             return
         if frame.quiet is module:
             frame.quiet = None
-            self._listen(frame)
+            self._ears.listen(frame)
         if frame.leave(module):
             # The hook also runs when the forward raised.
             if self._tracing is frame and sys.exc_info()[1] is frame.error:
@@ -231,37 +261,27 @@ class Taps:
     def _begin_frame(self, module: nn.Module, python: FrameType) -> Frame:
         self._end_frame()
         self._adjust()
-        counted = self.enabled and self._counting.frame(module)
+        counted = self._counts and self._counting.frame(module)
         frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
+        self._graph.begin(counted)
         if counted:
+            if module in self._met:  # a loop that reports no steps has begun another one
+                self._eager.end()
+            self._met.add(module)
             if module not in self._traced:
                 self._start_trace(frame, module)
             if self._layout.calls_functions or self._tracing is frame:
-                self._listen(frame)
+                self._ears.listen(frame)
         return frame
 
     def _end_frame(self) -> None:
         """Forget the frame, also one that an interrupt left open, and number calls from 1."""
-        self._stop_listening()
+        self._ears.stop()
+        self._graph.on = False
         if self._tracing is not None and self._tracing is self._current.frame:
             self._drop_trace()
         self._current.frame = None
         self._current.loose.clear()
-
-    def _listen(self, frame: Frame) -> None:
-        listener = self._thread.listener
-        if listener is None:
-            listener = self._thread.listener = _Listener(self)
-        if listener not in _get_current_function_mode_stack():
-            listener.__enter__()  # type: ignore[no-untyped-call]
-        listener.frame = frame
-
-    def _stop_listening(self) -> None:
-        listener = self._thread.listener
-        if listener is not None:
-            listener.frame = None  # harmless, should another mode still stand above it
-            if _get_current_function_mode() is listener:
-                listener.__exit__(None, None, None)
 
     def _start_trace(self, frame: Frame, module: nn.Module) -> None:
         if self._tracing is not None and not is_running(self._tracing.python):
@@ -275,7 +295,7 @@ class Taps:
         self._tracer.abandon()
 
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
-        self._stop_listening()
+        self._ears.stop()
         self._tracing = None
         self._traced.add(module)
         self._tracer.finish(output)
@@ -283,8 +303,6 @@ class Taps:
     # ── one call ────────────────────────────────────────────────────────────────────────
 
     def _before(self, place: Place, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
         frame = self._current.frame or self._bare_frame(module)
         frame.inside = place
         if not (place.active and frame.counted and self._counting.call()):
@@ -298,7 +316,7 @@ class Taps:
 
     def _after(self, place: Place, module: nn.Module, output: Any) -> None:
         frame = self._current.frame
-        if torch.compiler.is_compiling() or frame is None:
+        if frame is None:
             return
         state, frame.site, frame.inside = frame.site, None, None
         if state is not None and output is not None:  # none if the activation raised
@@ -308,7 +326,7 @@ class Taps:
 
     def _bare_frame(self, module: nn.Module) -> Frame:
         """The frame of an activation that the training loop calls itself."""
-        counted = self.enabled and self._counting.frame(module)
+        counted = self._counts and self._counting.frame(module)
         # Nothing but `step` can tell where the numbering of such calls starts again.
         calls = self._current.loose if self._reported else Counter[str]()
         frame = Frame(sys._getframe(3), counted, None, [module], calls)
@@ -337,11 +355,24 @@ class Taps:
             self._observe_output(frame, place, state, result)
         return result
 
+    def _function_base(self, path: str, kind: str) -> str:
+        base = function_base(path, kind)
+        return base if base not in self._layout.names else f"{path}--{kind}"
+
+    def _find_function(self, modules: list[str], kind: str) -> Place | None:
+        """The place of a function called in a compiled graph, inside of ``modules``."""
+        frame = self._current.frame
+        if modules:
+            path = modules[-1]
+        elif frame is not None:
+            path = self._layout.paths.get(frame.modules[-1], "")
+        else:
+            return None
+        return self._places.get(self._function_base(path, kind))
+
     def _place_of(self, frame: Frame, call: FunctionalCall) -> Place:
         path = self._layout.paths.get(frame.modules[-1], "")
-        base = function_base(path, call.kind)
-        if base in self._layout.names:  # a module may be called that
-            base = f"{path}--{call.kind}"
+        base = self._function_base(path, call.kind)
         place = self._places.get(base)
         if place is None:
             wanted = self._selection.wants(base)
@@ -386,6 +417,7 @@ class Taps:
         site = place.site(name, base, frame.calls[base])
         state = self._sites[name] = SiteState.start(site, place.candidate, z, dim)
         place.states.append(state)
+        self._graph.know(place)
         if self._tracing is not frame:
             self._traced.discard(frame.module)  # it takes a way that was not traced yet
         if guessed:
@@ -430,8 +462,11 @@ class Taps:
         self._window, self._window_start = self._window + 1, self._tick
         if self._window & (self._window - 1) == 0:
             self._traced.clear()  # at windows 1, 2, 4, 8 …: the forward may take other ways by now
+            if self._graph.traced:
+                self._look_around()
         for name, state in self._sites.items():
             state.restart(ages[name])
+        self._between_steps()
 
     def forget(self, site: str, units: Ints) -> None:
         """Drop the evidence against units that have just been treated."""

@@ -1,0 +1,231 @@
+"""What the hooks do while `torch.compile` traces them: counting becomes part of the graph.
+
+The compiler follows hooks and function modes into the graph it builds, so that the statistics are
+fused into its kernels and no graph is broken. What runs there may touch tensors and plain
+attributes only; all bookkeeping (which module is being called, whether a site is known) is done by
+functions that the compiler calls while it traces, and never again: those named ``trace_*``.
+
+The sites themselves are found by a forward that runs eagerly (see `Taps`). One that a trace meets
+without knowing it is not counted by that graph; ``missed`` then asks for another eager forward.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import count
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch._guards import CompileContext
+
+from deadwatch.observe import kernels, stats
+from deadwatch.observe.functions import Row
+from deadwatch.observe.places import Place
+from deadwatch.observe.sites import pre_activation
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class InGraph:
+    """The counterpart of `Taps` inside of compiled graphs.
+
+    Args:
+        find: The place of a function of the given kind, by the paths of the modules being called
+            inside of the graph; None if it is not known.
+        in_frame: Whether a frame is in progress outside of the graph.
+
+    Attributes:
+        on: Whether what runs now counts.
+        moments: Whether moments are taken.
+        traced: Whether a graph has been traced since this was last set to False.
+        missed: Whether it met a site that is not known.
+    """
+
+    def __init__(
+        self, find: Callable[[list[str], str], Place | None], in_frame: Callable[[], bool]
+    ) -> None:
+        self.on = False
+        self.moments = True
+        self.traced = False
+        self.missed = False
+        self.listed: list[Place] = []
+        self._several: list[Place] = []
+        self.find = find
+        self.in_frame = in_frame
+        self.modules: list[str] = []
+        self.inside = False
+        self.calls: Counter[tuple[str, bool]] = Counter()
+        self.trace: Any = None
+        self.key = next(_KEYS)
+        _KNOWN[self.key] = self
+
+    def know(self, place: Place) -> None:
+        """A place has one more site."""
+        if len(place.states) == 1 and place.functional:
+            self.listed.append(place)
+        elif len(place.states) == 2:
+            self._several.append(place)
+
+    # ── in the graph ────────────────────────────────────────────────────────────────────
+
+    def enter(self, path: str, counted: bool) -> None:
+        """The module at ``path`` is called; ``counted`` is whether a frame of it would count."""
+        if trace_enter(self.key, path):
+            self.begin(counted and torch.is_grad_enabled())
+
+    def begin(self, counted: bool) -> None:
+        """A frame begins."""
+        self.on = counted
+        for place in self._several:
+            place.calls = 0
+
+    def leave(self, path: str) -> None:
+        """Its call ended."""
+        trace_leave(self.key, path)
+
+    def before(self, place: Place, source: Tensor) -> None:
+        """An activation module is called."""
+        trace_inside(self.key, True)
+        if place.active and self.on and torch.is_grad_enabled():
+            self._observe(place, source)
+
+    def after(self, place: Place, output: Tensor) -> None:
+        """An activation module returned."""
+        trace_inside(self.key, False)
+        if place.active and self.on and torch.is_grad_enabled():
+            self._observe_output(place, output)
+
+    def function(self, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function that is an activation, or might be."""
+        source = row.source(args, kwargs)
+        if source is None or not self.on or not torch.is_grad_enabled():
+            return func(*args, **kwargs)
+        index = trace_function(self.key, row.kind)
+        if index < 0:
+            return func(*args, **kwargs)
+        self._observe(self.listed[index], source)
+        output = func(*args, **kwargs)
+        self._observe_output(self.listed[index], output)
+        return output
+
+    def _observe(self, place: Place, source: Tensor) -> None:
+        call = self._call(place)
+        if call >= len(place.states):
+            trace_missed(self.key)
+            return
+        state = place.states[call]
+        with torch.no_grad():
+            z = pre_activation(place.candidate.module, source)
+            if z.numel():
+                state.seen.add_(z.numel() // state.units)
+                batch = kernels.fused(z, state.dim, state.gate, state.low, self.moments)
+                stats.update_(state.data, batch)
+
+    def _observe_output(self, place: Place, output: Tensor) -> None:
+        call = self._call(place)
+        if call >= len(place.states):
+            return
+        # Within a checkpointed region the compiler lets nothing but tensors change.
+        if not trace_call(self.key, place.base) and len(place.states) > 1:
+            place.calls += 1
+        state = place.states[call]
+        with torch.no_grad():
+            if self.moments and output.numel():
+                stats.update_(state.data, kernels.fused_outputs(output.detach(), state.dim))
+
+    def _call(self, place: Place) -> int:
+        """How often a place was called before, in this frame."""
+        calls = trace_calls(self.key, place.base, len(place.states) > 1)
+        return calls + place.calls if len(place.states) > 1 else calls
+
+
+def trace_time(function: Callable[P, R]) -> Callable[P, R]:
+    """Mark a function that the compiler calls while it traces, and not again."""
+    marked: Callable[P, R] = torch.compiler.assume_constant_result(function)
+    return marked
+
+
+_KEYS = count()
+_KNOWN: WeakValueDictionary[int, InGraph] = WeakValueDictionary()
+
+
+# ── while tracing ───────────────────────────────────────────────────────────────────────
+
+
+def _current(key: int) -> InGraph:
+    """The one with this key, told of a trace that has just begun."""
+    known = _KNOWN[key]
+    trace = CompileContext.current_trace_id()
+    if known.trace != trace:
+        known.trace, known.traced = trace, True
+        known.modules, known.inside = [], False
+        known.calls.clear()
+    return known
+
+
+@trace_time
+def trace_enter(key: int, path: str) -> bool:
+    """Note that the module at ``path`` is called; returns whether a frame begins with it."""
+    known = _current(key)
+    known.modules.append(path)
+    return len(known.modules) == 1 and not known.in_frame()
+
+
+@trace_time
+def trace_leave(key: int, path: str) -> int:
+    """Note that its call ended."""
+    modules = _current(key).modules
+    if path in modules:
+        del modules[modules.index(path) :]
+    return 0
+
+
+@trace_time
+def trace_inside(key: int, inside: bool) -> int:
+    """Note that an activation module is called, or returned."""
+    _current(key).inside = inside
+    return 0
+
+
+@trace_time
+def trace_calls(key: int, base: str, in_region: bool) -> int:
+    """How often a place was called in this graph, or only within its checkpointed regions."""
+    calls = _current(key).calls
+    return calls[base, True] + (0 if in_region else calls[base, False])
+
+
+@trace_time
+def trace_call(key: int, base: str) -> bool:
+    """Note the call of a place; returns whether it stands in a checkpointed region."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    translator: Any = InstructionTranslator.current_tx()
+    in_region = translator.output.current_tracer.parent is not None
+    _current(key).calls[base, in_region] += 1
+    return in_region
+
+
+@trace_time
+def trace_missed(key: int) -> int:
+    """Note that a site was met that is not known."""
+    _current(key).missed = True
+    return 0
+
+
+@trace_time
+def trace_function(key: int, kind: str) -> int:
+    """Where in ``listed`` the place of a function stands; -1 if it is not to be counted."""
+    known = _current(key)
+    if known.inside:
+        return -1
+    place = known.find(known.modules, kind)
+    if place is None:
+        known.missed = True
+        return -1
+    if not place.active:
+        return -1
+    return known.listed.index(place)

@@ -1,0 +1,85 @@
+"""The function mode: the only one there is. It tells of every torch function called in a frame."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import fx
+from torch.overrides import (
+    TorchFunctionMode,
+    _get_current_function_mode,
+    _get_current_function_mode_stack,
+)
+
+from deadwatch.observe.frames import Frame
+from deadwatch.observe.functions import FUNCTIONS, Row
+from deadwatch.observe.ingraph import InGraph
+
+
+class Hearer(Protocol):
+    """Who is told; it has to call the function, and to return what that returns."""
+
+    def operation(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
+        """A torch function that is no activation."""
+
+    def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
+        """A torch function that is an activation, or might be."""
+
+
+class _Listener(TorchFunctionMode):
+    def __init__(self, hearer: Hearer, graph: InGraph) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+        self._hearer = hearer
+        self._graph = graph
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.compiler.is_compiling():
+            row = FUNCTIONS.get(func)
+            if row is None or torch.compiler.is_exporting():
+                return func(*args, **kwargs)
+            return self._graph.function(row, func, args, kwargs)
+        frame = self.frame
+        if frame is None or frame.inside is not None:
+            return func(*args, **kwargs)
+        row = FUNCTIONS.get(func)
+        if row is None or _is_compiled_code(frame, sys._getframe(1)):
+            return self._hearer.operation(frame, func, args, kwargs)
+        return self._hearer.function(frame, row, func, args, kwargs)
+
+
+def _is_compiled_code(frame: Frame, caller: FrameType | None) -> bool:
+    """Whether a graph of `torch.compile` runs uncompiled (backend "eager"); it counts itself."""
+    for _ in range(4):  # the function's own frames stand between
+        if caller is None:
+            return False
+        if caller.f_code.co_filename.startswith("<eval_with_key>"):
+            return not isinstance(frame.modules[-1], fx.GraphModule)  # else it is the user's own
+        caller = caller.f_back
+    return False
+
+
+class Ears(threading.local):
+    """One listener for each thread that runs the model."""
+
+    def __init__(self, hearer: Hearer, graph: InGraph) -> None:
+        self._listener = _Listener(hearer, graph)
+
+    def listen(self, frame: Frame) -> None:
+        """Tell of what is called from here on, in ``frame``."""
+        if self._listener not in _get_current_function_mode_stack():
+            self._listener.__enter__()  # type: ignore[no-untyped-call]
+        self._listener.frame = frame
+
+    def stop(self) -> None:
+        """Tell of nothing until `listen`."""
+        self._listener.frame = None  # harmless, should another mode still stand above it
+        if _get_current_function_mode() is self._listener:
+            self._listener.__exit__(None, None, None)
