@@ -350,6 +350,10 @@ def test_a_learned_gate_is_measured_anew() -> None:
         assert not is_learned(fixed)
 
 
+def test_extreme_parameters_make_a_line_that_is_always_open() -> None:
+    assert gate_of(nn.CELU(1e9)) == OPEN
+
+
 def test_many_channels_are_few_points() -> None:
     slope = torch.full((5000,), 0.5)
     module = Own(lambda m, x: torch.where(x > 2, x, m.slope.clamp(max=0) * x), slope=slope)

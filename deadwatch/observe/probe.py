@@ -78,11 +78,10 @@ def _probe(module: nn.Module) -> Gate | None:
         try:
             with isolated():
                 trial = try_out(module, dtype)
-                gate = None if trial is None else trial.gate()
+                if trial is not None:
+                    return trial.gate()
         except Exception:  # a model's own code may raise anything: then it is no activation
-            gate = None
-        if gate is not None:
-            return gate
+            continue
     return None
 
 
@@ -90,7 +89,7 @@ def _probe(module: nn.Module) -> Gate | None:
 def isolated() -> Iterator[None]:
     """Keep the surroundings from foreign code, and the random numbers it draws from them."""
     python, legacy = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
         with (
             torch._C.DisableTorchFunction(),

@@ -22,7 +22,8 @@ from deadwatch.records import Gate
 _LAYOUTS = ("g", "ng", "gc", "gchw", "ngc", "gch", "nhgc")
 _LENGTHS = (2, 3, 5, 7, 11, 13, 17, 19)
 _POINTS = 6401  # on each side of zero
-_ELEMENTS = 2**21  # on each side of zero, where there are channels
+_ELEMENTS = 2**19  # on each side of zero, where there are channels …
+_FEWEST = 257  # … and still this many points
 _TOLERANCE = 1e-4  # of rounding, for functions that work in float32 whatever they are given
 
 
@@ -44,8 +45,10 @@ class Trial:
 
     def gate(self) -> Gate | None:
         """The gate of the function, or None if it is linear or passes no gradient at all."""
-        z = grid(max(513, min(_POINTS, _ELEMENTS // self.channels)), self.dtype)
-        gate = None if self._is_affine(z) else measure_gate(self.slopes, z)
+        if self._is_affine(grid(_FEWEST, self.dtype)):
+            return None
+        z = grid(max(_FEWEST, min(_POINTS, _ELEMENTS // self.channels)), self.dtype)
+        gate = measure_gate(self.slopes, z)
         if gate is not None and not gate.always_open and self._learns_where_closed(gate, z):
             return replace(gate, flat=False)
         return gate
