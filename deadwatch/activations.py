@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +95,9 @@ HOOKS = (
 
 def pure_copy(module: nn.Module) -> nn.Module:
     """A copy of an activation that overwrites no input and runs no hooks."""
-    clone = copy.deepcopy(module)
-    for name in HOOKS:
-        setattr(clone, name, OrderedDict())
+    # Hooks are not even copied: a bound method would take its owner along.
+    memo: dict[int, Any] = {id(getattr(module, name)): OrderedDict() for name in HOOKS}
+    clone = copy.deepcopy(module, memo)
     for part in clone.modules():
         if hasattr(part, "inplace"):
             setattr(part, "inplace", False)  # noqa: B010 - not every activation has it

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch.observe.gates import EPSILON, EXACT, SMOOTH, gate_of, measure
+from deadwatch.observe.gates import EXACT, SMOOTH, gate_of, measure
+from deadwatch.observe.measure import EPSILON
 from deadwatch.records import Gate
 from tests.oracle import derivative
 

@@ -2,7 +2,8 @@
 
 A unit's gate is open for a sample when the local derivative |f'(z)| exceeds `EPSILON`. For every
 activation of `torch.nn` that is an interval of z (or the outside of one). Piecewise-linear
-activations have exact rows in `EXACT`; smooth ones are measured by autograd.
+activations have exact rows in `EXACT`; smooth ones are measured by autograd, and so are classes
+that torch does not know (`probe.py`).
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deadwatch.activations import SwappedActivation, UnitPReLU, pure_copy
+from deadwatch.observe.measure import EPSILON, rounded
+from deadwatch.observe.probe import isolated, probe
+from deadwatch.observe.trial import Trial
 from deadwatch.records import Gate
-
-EPSILON = 1e-3
-"""A derivative at or below this counts as a closed gate."""
 
 _INF = math.inf
 _OPEN = Gate(-_INF, _INF)
@@ -67,85 +67,53 @@ SMOOTH: tuple[type[nn.Module], ...] = (
 
 
 def gate_of(module: nn.Module) -> Gate | None:
-    """The gate of an activation module, or None if the module is not a known activation."""
+    """The gate of an activation module, or None if the module is no activation."""
     if isinstance(module, SwappedActivation):
         return gate_of(module.original)  # see `swapped_units` for the units that differ
+    kind = _known_kind(module)
+    if kind is None:
+        return probe(module)
+    return rounded(EXACT[kind](module)) if kind in EXACT else measure(module)
+
+
+def is_learned(module: nn.Module) -> bool:
+    """Whether the gate of an activation moves with its parameters, so that it must be asked anew.
+
+    A slope that has been learned to be 1 makes it linear, and `gate_of` finds no activation then.
+    """
+    if isinstance(module, SwappedActivation):
+        return is_learned(module.original)
+    return _known_kind(module) is None and any(p.requires_grad for p in module.parameters())
+
+
+def _known_kind(module: nn.Module) -> type[nn.Module] | None:
+    """The class of torch that a module is of, unless it does something else in its place."""
     for kind in type(module).__mro__:
-        if kind in EXACT:
-            return _rounded(EXACT[kind](module))
-    return measure(module) if isinstance(module, SMOOTH) else None
+        if kind in EXACT or kind in SMOOTH:
+            return kind if type(module).forward is kind.forward else None
+    return None
 
 
 def swapped_units(module: nn.Module) -> tuple[Tensor, Tensor] | None:
     """Per-unit lower ends of the gate and flatness, each (C,), where a swap made them differ."""
     if not isinstance(module, SwappedActivation):
         return None
-    old, new = gate_of(module.original), gate_of(module.replacement)
-    assert old is not None
-    assert new is not None
+    # What has become a line by what it learned closes for nobody.
+    old, new = (gate_of(part) or _OPEN for part in (module.original, module.replacement))
     mask = module.deadwatch_mask
     low = torch.where(mask, new.low, old.low)
     return low, torch.where(mask, new.flat, old.flat)
 
 
 def measure(module: nn.Module) -> Gate:
-    """Measure the gate of a smooth element-wise activation by autograd on a grid.
-
-    Args:
-        module: An element-wise activation without parameters.
-
-    Returns:
-        The hull of the open set; isolated zeros of the derivative (as in GELU at -0.75) do not
-        close it. If the gate is open towards both ends and closed between, the outside of the
-        closed band.
-    """
+    """Measure the gate of a smooth activation of torch, once for each class and parameters."""
     key = type(module), *((k, v) for k, v in vars(module).items() if isinstance(v, _SCALARS))
     if key not in _MEASURED:
-        _MEASURED[key] = _measure(pure_copy(module))
+        with isolated():
+            gate = Trial(pure_copy(module), torch.float64).gate()
+        _MEASURED[key] = gate or _OPEN  # with extreme parameters it is a line
     return _MEASURED[key]
 
 
 _SCALARS = (bool, int, float, str)
 _MEASURED: dict[tuple[Any, ...], Gate] = {}
-
-
-def _measure(function: nn.Module) -> Gate:
-    near = torch.linspace(-64, 64, 12801, dtype=torch.float64)
-    far = torch.logspace(math.log10(65), 5, 400, dtype=torch.float64)
-    grid = torch.cat([-far.flip(0), near, far])
-    slope = _derivative(function, grid)
-    is_open = slope > EPSILON
-    ends = bool(is_open[0]), bool(is_open[-1])
-    flat = bool((slope[~is_open] == 0).all())
-    if bool(is_open.all()):
-        return _OPEN
-    marks = (~is_open if all(ends) else is_open).nonzero().flatten()
-    first, last = int(marks[0]), int(marks[-1])
-    low = -_INF if first == 0 else _edge(function, grid[first], grid[first - 1])
-    high = _INF if last == len(grid) - 1 else _edge(function, grid[last], grid[last + 1])
-    return _rounded(Gate(low, high, inside=not all(ends), flat=flat))
-
-
-def _derivative(function: nn.Module, z: Tensor) -> Tensor:
-    with torch.inference_mode(False), torch.enable_grad():
-        z = z.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(function(z).sum(), z)
-    return slope.abs()
-
-
-def _edge(function: nn.Module, inner: Tensor, outer: Tensor) -> float:
-    """Bisect between two grid points for the place where the gate changes."""
-    side = bool(_derivative(function, inner) > EPSILON)
-    for _ in range(80):
-        middle = (inner + outer) / 2
-        if bool(_derivative(function, middle) > EPSILON) == side:
-            inner = middle
-        else:
-            outer = middle
-    return float(inner)
-
-
-def _rounded(gate: Gate) -> Gate:
-    """Round the ends to float32, so that comparisons in float32 and float64 agree."""
-    low, high = float(np.float32(gate.low)), float(np.float32(gate.high))
-    return Gate(low, high, gate.inside, gate.flat)
