@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._guards import CompileContext
 
 from deadwatch.observe import kernels, stats
@@ -34,20 +34,28 @@ class InGraph:
     """The counterpart of `Taps` inside of compiled graphs.
 
     Args:
+        model: The model.
         find: The place of a function of the given kind, by the paths of the modules being called
             inside of the graph; None if it is not known.
         in_frame: Whether a frame is in progress outside of the graph.
 
     Attributes:
-        on: Whether what runs now counts.
+        on: Whether graphs are to count at all.
+        weights: One or zero (1,) on each device: whether what runs now counts.
         moments: Whether moments are taken.
         traced: Whether a graph has been traced since this was last set to False.
         missed: Whether it met a site that is not known.
     """
 
     def __init__(
-        self, find: Callable[[list[str], str], Place | None], in_frame: Callable[[], bool]
+        self,
+        model: nn.Module,
+        find: Callable[[list[str], str], Place | None],
+        in_frame: Callable[[], bool],
     ) -> None:
+        self._model = model
+        self._counted = True
+        self.weights: dict[torch.device, Tensor] = {}
         self.on = False
         self.moments = True
         self.traced = False
@@ -58,6 +66,7 @@ class InGraph:
         self.in_frame = in_frame
         self.modules: list[str] = []
         self.inside = False
+        self.gradients = True
         self.calls: Counter[tuple[str, bool]] = Counter()
         self.trace: Any = None
         self.key = next(_KEYS)
@@ -65,23 +74,38 @@ class InGraph:
 
     def know(self, place: Place) -> None:
         """A place has one more site."""
+        device = place.states[-1].seen.device
+        if device not in self.weights:
+            self.weights[device] = torch.ones(1, dtype=torch.int64, device=device)
         if len(place.states) == 1 and place.functional:
             self.listed.append(place)
         elif len(place.states) == 2:
             self._several.append(place)
 
+    def weigh(self, counted: bool) -> None:
+        """Whether graphs that run from here on count, without choosing other graphs."""
+        # Activation checkpointing demands that recomputation runs the graph of the forward.
+        if self.traced and self._counted != counted:
+            self._counted = counted
+            for weight in self.weights.values():
+                weight.fill_(counted)
+
     # ── in the graph ────────────────────────────────────────────────────────────────────
 
-    def enter(self, path: str, counted: bool) -> None:
-        """The module at ``path`` is called; ``counted`` is whether a frame of it would count."""
+    def enter(self, path: str) -> None:
+        """The module at ``path`` is called."""
         if trace_enter(self.key, path):
-            self.begin(counted and torch.is_grad_enabled())
+            self.begin()
 
-    def begin(self, counted: bool) -> None:
+    def begin(self) -> None:
         """A frame begins."""
-        self.on = counted
         for place in self._several:
             place.calls = 0
+
+    def _listens(self) -> bool:
+        if not self.on or not self._model.training:
+            return False
+        return torch.is_grad_enabled() or not trace_gradients(self.key)
 
     def leave(self, path: str) -> None:
         """Its call ended."""
@@ -90,19 +114,19 @@ class InGraph:
     def before(self, place: Place, source: Tensor) -> None:
         """An activation module is called."""
         trace_inside(self.key, True)
-        if place.active and self.on and torch.is_grad_enabled():
+        if place.active and self._listens():
             self._observe(place, source)
 
     def after(self, place: Place, output: Tensor) -> None:
         """An activation module returned."""
         trace_inside(self.key, False)
-        if place.active and self.on and torch.is_grad_enabled():
+        if place.active and self._listens():
             self._observe_output(place, output)
 
     def function(self, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a torch function that is an activation, or might be."""
         source = row.source(args, kwargs)
-        if source is None or not self.on or not torch.is_grad_enabled():
+        if source is None or not self._listens():
             return func(*args, **kwargs)
         index = trace_function(self.key, row.kind)
         if index < 0:
@@ -121,9 +145,10 @@ class InGraph:
         with torch.no_grad():
             z = pre_activation(place.candidate.module, source)
             if z.numel():
-                state.seen.add_(z.numel() // state.units)
+                weight = self.weights[z.device]
+                state.seen.add_(weight * (z.numel() // state.units))
                 batch = kernels.fused(z, state.dim, state.gate, state.low, self.moments)
-                stats.update_(state.data, batch)
+                stats.update_(state.data, stats.weighted(batch, weight))
 
     def _observe_output(self, place: Place, output: Tensor) -> None:
         call = self._call(place)
@@ -135,7 +160,8 @@ class InGraph:
         state = place.states[call]
         with torch.no_grad():
             if self.moments and output.numel():
-                stats.update_(state.data, kernels.fused_outputs(output.detach(), state.dim))
+                batch = kernels.fused_outputs(output.detach(), state.dim)
+                stats.update_(state.data, stats.weighted(batch, self.weights[output.device]))
 
     def _call(self, place: Place) -> int:
         """How often a place was called before, in this frame."""
@@ -164,6 +190,7 @@ def _current(key: int) -> InGraph:
         known.trace, known.traced = trace, True
         known.modules, known.inside = [], False
         known.calls.clear()
+        known.gradients = torch.is_grad_enabled()
     return known
 
 
@@ -189,6 +216,12 @@ def trace_inside(key: int, inside: bool) -> int:
     """Note that an activation module is called, or returned."""
     _current(key).inside = inside
     return 0
+
+
+@trace_time
+def trace_gradients(key: int) -> bool:
+    """Whether gradients were on where the graph is called."""
+    return _current(key).gradients
 
 
 @trace_time

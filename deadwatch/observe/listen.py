@@ -42,10 +42,7 @@ class _Listener(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if torch.compiler.is_compiling():
-            row = FUNCTIONS.get(func)
-            if row is None or torch.compiler.is_exporting():
-                return func(*args, **kwargs)
-            return self._graph.function(row, func, args, kwargs)
+            return self._in_graph(func, args, kwargs)
         frame = self.frame
         if frame is None or frame.inside is not None:
             return func(*args, **kwargs)
@@ -53,6 +50,12 @@ class _Listener(TorchFunctionMode):
         if row is None or _is_compiled_code(frame, sys._getframe(1)):
             return self._hearer.operation(frame, func, args, kwargs)
         return self._hearer.function(frame, row, func, args, kwargs)
+
+    def _in_graph(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            return func(*args, **kwargs)
+        row = FUNCTIONS.get(func)
+        return func(*args, **kwargs) if row is None else self._graph.function(row, func, args, kwargs)
 
 
 def _is_compiled_code(frame: Frame, caller: FrameType | None) -> bool:

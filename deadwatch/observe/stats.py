@@ -89,6 +89,15 @@ def update_(into: Accumulator, batch: Accumulator) -> None:
             into[name].copy_(torch.minimum(into[name], value.to(into[name].dtype)))
 
 
+def weighted(batch: Accumulator, weight: Tensor) -> Accumulator:
+    """A batch that counts if ``weight`` is 1, and is empty if it is 0 (1,)."""
+    counts = weight > 0
+    return {
+        name: torch.where(counts, value, STATISTICS[name].start).to(value.dtype)
+        for name, value in batch.items()
+    }
+
+
 def _merge_moments_(into: Accumulator, batch: Accumulator) -> None:
     real = into["mean"].dtype
     mine, theirs = into["finite"].to(real), batch["finite"].to(real)

@@ -66,7 +66,7 @@ class Taps:
         self._places: dict[str, Place] = {place.base: place for place in self._layout.places}
         self._sites: dict[str, SiteState] = {}  # in the order of the data
         self._current = CurrentFrame()
-        self._graph = InGraph(self._find_function, lambda: self._current.frame is not None)
+        self._graph = InGraph(model, self._find_function, lambda: self._current.frame is not None)
         self._ears = Ears(self, self._graph)
         self._lock = threading.Lock()
         self._tracer = Tracer(model)
@@ -160,7 +160,7 @@ class Taps:
             if not torch.compiler.is_compiling():
                 self._enter(module, args, kwargs)
             elif not torch.compiler.is_exporting():
-                self._graph.enter(path, self._counts and module.training)
+                self._graph.enter(path)
 
         def after(module: nn.Module, args: Any, output: Any) -> None:
             if not torch.compiler.is_compiling():
@@ -235,6 +235,8 @@ class Taps:
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
             frame = self._begin_frame(module, sys._getframe(3))
         frame.modules.append(module)
+        if self._graph.traced:
+            self._graph.weigh(frame.counted and self._counting.call())
         if frame.counted and frame.quiet is None:
             reason = self._layout.must_not_listen(module)
             if reason:
@@ -257,27 +259,33 @@ class Taps:
             self._end_frame()
             if frame.counted and not self._reported:
                 self._tick += 1
+        elif self._graph.traced:
+            self._graph.weigh(frame.counted and self._counting.call())
 
     def _begin_frame(self, module: nn.Module, python: FrameType) -> Frame:
         self._end_frame()
         self._adjust()
         counted = self._counts and self._counting.frame(module)
         frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
-        self._graph.begin(counted)
+        self._graph.on = self._counts
+        self._graph.begin()
         if counted:
             if module in self._met:  # a loop that reports no steps has begun another one
                 self._eager.end()
             self._met.add(module)
             if module not in self._traced:
                 self._start_trace(frame, module)
-            if self._layout.calls_functions or self._tracing is frame:
-                self._ears.listen(frame)
+        # Recomputation has to run the graphs of the forward, which listen.
+        listens = self._layout.calls_functions or self._tracing is frame
+        if listens and (counted or self._graph.traced):
+            self._ears.listen(frame)
         return frame
 
     def _end_frame(self) -> None:
         """Forget the frame, also one that an interrupt left open, and number calls from 1."""
         self._ears.stop()
-        self._graph.on = False
+        self._graph.on = self._counts
+        self._graph.weigh(True)
         if self._tracing is not None and self._tracing is self._current.frame:
             self._drop_trace()
         self._current.frame = None
@@ -341,7 +349,8 @@ class Taps:
 
     def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a torch function that is an activation, or might be."""
-        call = row(args, kwargs) if self._counting.call() else None
+        counts = frame.counted and self._counting.call()
+        call = row(args, kwargs) if counts else None
         place = None if call is None else self._place_of(frame, call)
         if call is None or place is None or not place.active:
             return self.operation(frame, func, args, kwargs)
