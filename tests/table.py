@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tests import table_basic
+from tests import table_basic, table_images, table_tokens
 from tests.setting import Setting
 
-SETTINGS: list[Setting] = [*table_basic.ROWS]
+SETTINGS: list[Setting] = [*table_basic.ROWS, *table_images.ROWS, *table_tokens.ROWS]
 BY_NAME = {setting.name: setting for setting in SETTINGS}
