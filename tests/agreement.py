@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,6 +20,15 @@ from tests.oracle import Kept, Oracle
 from tests.setting import Setting
 
 STEPS = 3
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """On tensors this small threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def train(setting: Setting, model: nn.Module, call: Any = None, watch: Any = None) -> list[Tensor]:

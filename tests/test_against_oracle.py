@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from deadwatch import Rules, Watch
-from tests.agreement import assert_same_counts, assert_same_moments, observe, train, truth
+from tests.agreement import (
+    assert_same_counts,
+    assert_same_moments,
+    observe,
+    one_thread,
+    train,
+    truth,
+)
 from tests.nets import mlp, vectors
 from tests.setting import Setting
 from tests.table import BY_NAME, SETTINGS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
