@@ -43,9 +43,10 @@ def train(setting: Setting, model: nn.Module, call: Any = None, watch: Any = Non
     torch.manual_seed(1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     seen = []
+    called = model if call is None else call
     for step in range(STEPS):
         optimizer.zero_grad()
-        seen.append(setting.run(call or model, setting.next_batch(), step).detach().clone())
+        seen.append(setting.run(called, setting.next_batch(), step).detach().clone())
         seen += [p.grad.clone() for p in model.parameters() if p.grad is not None]
         optimizer.step()
         if watch is not None:

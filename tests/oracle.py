@@ -203,6 +203,7 @@ class Oracle(TorchFunctionMode):
         self._paths: dict[nn.Module, list[str]] = defaultdict(list)
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths[module].append(path)
+        self._taken = {path for paths in self._paths.values() for path in paths}
         self._stack: list[_Running] = []
         self._numbers: dict[str, int] = defaultdict(int)
         self._handles: list[RemovableHandle] = []
@@ -278,6 +279,8 @@ class Oracle(TorchFunctionMode):
             return func(z, *args[1:], **kwargs)
 
         name = f"{path}-{kind}" if path else kind
+        if name in self._taken:  # by a module
+            name = f"{path}--{kind}"
         self._keep(name, kind in FLAT, Call(source, output, function, dim))
         return output
 

@@ -122,6 +122,15 @@ def test_calls_are_numbered_within_the_outermost_call() -> None:
     assert heard(twice, Z, Z) == {"0": 2, "0-2": 2}
 
 
+def test_a_name_that_a_module_has_is_not_given_to_a_function() -> None:
+    model = Parent(F.relu)
+    model.add_module("block-relu", nn.Linear(2, 2))
+    assert heard(model) == {"block--relu": 1}
+    model = Applies(F.relu)
+    model.relu = nn.ReLU()
+    assert heard(model) == {"--relu": 1}
+
+
 def test_parts_called_by_the_loop_are_outermost_and_lend_their_path() -> None:
     act = nn.ReLU()
     model = nn.ModuleDict({"left": nn.Sequential(act), "right": nn.Sequential(act)})
