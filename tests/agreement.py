@@ -73,9 +73,10 @@ class Observed:
     def guesses(self) -> list[str]:
         return [str(w.message) for w in self.warned if w.category is AmbiguousUnitDimWarning]
 
-    def other_warnings(self) -> list[str]:
+    def other_warnings(self, of: type[Warning] = Warning) -> list[str]:
         expected = (AmbiguousUnitDimWarning, UnseenSiteWarning)
-        return [str(w.message) for w in self.warned if not issubclass(w.category, expected)]
+        others = [w for w in self.warned if not issubclass(w.category, expected)]
+        return [str(w.message) for w in others if issubclass(w.category, of)]
 
 
 def observe(setting: Setting, model: nn.Module, call: Any = None) -> Observed:
