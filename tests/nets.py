@@ -1,9 +1,8 @@
-"""Small networks for the settings tables."""
+"""Small networks that many tests use."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -68,61 +67,5 @@ def images(n: int, batch: int = 6) -> Tensor:
     return torch.randn(batch, 3, *[4] * n)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A network, its input, and the unit axis of each activation."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch: Callable[[], Tensor]
-    dims: dict[str, int]
-    dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-    tolerance: float = field(default=1e-5)
-
-
 def vectors() -> Tensor:
     return torch.randn(20, 12)
-
-
-_CONV = [
-    Setting(
-        f"conv{n}d{'-norm' if norm else ''}{'-inplace' if inplace else ''}",
-        lambda n=n, norm=norm, inplace=inplace: conv(n, norm, inplace),  # type: ignore[misc]
-        lambda n=n: images(n),  # type: ignore[misc]
-        {"2" if norm else "1": 1, "6" if norm else "5": -1},
-    )
-    for n in (1, 2, 3)
-    for norm in (False, True)
-    for inplace in (False, True)
-]
-
-SETTINGS = [
-    Setting("mlp", mlp, vectors, {"1": -1, "3": -1}),
-    Setting("mlp-inplace", lambda: mlp(lambda: nn.ReLU(True)), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-bfloat16", mlp, vectors, {"1": -1, "3": -1}, torch.bfloat16, tolerance=1e-5),
-    Setting("mlp-float64", mlp, vectors, {"1": -1, "3": -1}, torch.float64, tolerance=1e-12),
-    Setting("mlp-sigmoid", lambda: mlp(nn.Sigmoid), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-relu6", lambda: mlp(nn.ReLU6), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-elu", lambda: mlp(nn.ELU), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-hardshrink", lambda: mlp(nn.Hardshrink), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-leaky", lambda: mlp(nn.LeakyReLU), vectors, {"1": -1, "3": -1}),
-    Setting("mlp-logsigmoid", lambda: mlp(nn.LogSigmoid), vectors, {"1": -1, "3": -1}),
-    Setting("tokens", Tokens, lambda: torch.randn(4, 5, 8), {"act": -1}),
-    Setting("shared", SharedReLU, lambda: images(2), {"relu": 1}),
-    Setting(
-        "channels-last",
-        lambda: conv(2, norm=True),
-        lambda: images(2),
-        {"2": 1, "6": -1},
-        channels_last=True,
-    ),
-    Setting(
-        "conv2d-bfloat16",
-        lambda: conv(2, norm=True),
-        lambda: images(2),
-        {"2": 1, "6": -1},
-        torch.bfloat16,
-    ),
-    *_CONV,
-]

@@ -1,83 +1,92 @@
-"""Every per-unit result equals an oracle that keeps every activation."""
+"""Every call, every unit and every statistic equal an oracle that keeps every activation."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from deadwatch import Rules, State, Watch
-from tests.nets import SETTINGS, Setting
-from tests.oracle import oracle
+from deadwatch import Rules, Watch
+from tests.agreement import (
+    assert_same_counts,
+    assert_same_moments,
+    observe,
+    one_thread,
+    train,
+    truth,
+)
+from tests.nets import mlp, vectors
+from tests.setting import Setting
+from tests.table import BY_NAME, SETTINGS
 
-STEPS = 4
+
+@pytest.fixture(autouse=True, scope="module")
+def threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
-def test_every_statistic_of_every_unit(setting: Setting) -> None:
-    torch.manual_seed(0)
-    model = setting.build().to(setting.dtype)
-    _kill_some(model)
-    if setting.channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    watch = Watch(model, stats_every_n_steps=1, rules=Rules(min_samples=1))
-    with oracle(model, setting.dims) as kept, watch:
-        for _ in range(STEPS):
-            x = setting.batch().to(setting.dtype)
-            if setting.channels_last:
-                x = x.to(memory_format=torch.channels_last)
-            model(x).float().sum().backward()
-            watch.step()
-        report = watch.close_window()
-    assert set(report) == set(kept)
-    for name, truth in kept.items():
-        site, z, h, opened = report[name], truth.z, truth.h, truth.open
-        assert site.samples == len(z)
-        assert site.units == z.shape[1]
-        assert site.site.unit_dim == truth.dim
-        np.testing.assert_array_equal(site.open_fraction * len(z), opened.sum(0))
-        closed = State.DEAD if site.site.gate.flat else State.SATURATED
-        np.testing.assert_array_equal(site.state == closed, ~opened.any(0))
-        np.testing.assert_array_equal(site.min, z.min(0))
-        np.testing.assert_array_equal(site.max, z.max(0))
-        close = {"rtol": setting.tolerance, "atol": setting.tolerance}
-        np.testing.assert_allclose(site.mean, z.mean(0), **close)
-        np.testing.assert_allclose(site.std, z.std(0), **close)
-        np.testing.assert_allclose(site.mean_abs, np.abs(h).mean(0), **close)
-        np.testing.assert_allclose(site.mean_out, h.mean(0), **close)
-        np.testing.assert_allclose(site.sparsity, 1 - opened.mean(), rtol=1e-12)
-        score = np.abs(h).mean(0) / np.abs(h).mean()
-        np.testing.assert_allclose(site.dormancy, score, **close)
-        assert not site.nonfinite.any()
+def test_watching_sees_everything_and_changes_nothing(setting: Setting) -> None:
+    kept = truth(setting.name)
+    model = setting.model()
+    before = traces(model)
+    observed = observe(setting, model)
+    assert observed.seen == set(kept)
+    assert observed.unseen == set(setting.unseen)
+    guesses = observed.guesses()
+    assert all(any(guess.startswith(f"{s}: ") for s in setting.ambiguous) for guess in guesses)
+    assert len(guesses) == len(setting.ambiguous)
+    assert observed.other_warnings() == []
+    for name, site in kept.items():
+        assert_same_counts(observed.report[name], site)
+        np.testing.assert_array_equal(observed.report[name].min, site.z.min(0))
+        np.testing.assert_array_equal(observed.report[name].max, site.z.max(0))
+        assert_same_moments(observed.report[name], site, setting.tolerance)
+    assert traces(model) == before
+    for one, two in zip(observed.tensors, train(setting, setting.model()), strict=True):
+        assert torch.equal(one, two)
 
 
-def _kill_some(model: torch.nn.Module) -> None:
-    """Push the first units of every layer far down, so that there is something to find."""
-    with torch.no_grad():
-        for module in model.modules():
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, torch.nn.Parameter):
-                bias[: max(1, len(bias) // 4)] -= 40
+def traces(model: nn.Module) -> list[object]:
+    """Whatever a watch could leave behind: hooks, attributes, function modes."""
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m))) for m in model.modules()
+    ]
+    return [*hooks, torch._C._len_torch_function_stack()]
 
 
-def test_settings_do_kill_units() -> None:
-    """The comparison above would prove little if no unit were ever dead, or all were."""
-    torch.manual_seed(0)
-    setting = next(s for s in SETTINGS if s.name == "conv2d-norm-inplace")
-    model = setting.build()
-    _kill_some(model)
-    watch = Watch(model, rules=Rules(min_samples=1))
-    with watch:
-        model(setting.batch())
-        report = watch.close_window()
-    assert list(report) == ["2", "6"]
-    assert all(0 < site.dead.sum() < site.units for site in report.values())
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_the_oracle_disturbs_nothing_and_hears_something(setting: Setting) -> None:
+    """The comparison would prove little without sites, or on units that are never shut."""
+    kept = truth(setting.name)
+    assert kept
+    assert all(np.isfinite(site.z).all() and np.isfinite(site.h).all() for site in kept.values())
+    assert all(site.open.any() for site in kept.values())
+
+
+def test_most_settings_hold_both_dead_units_and_live_ones() -> None:
+    mixed = [
+        setting.name
+        for setting in SETTINGS
+        if any(
+            0 < site.open.any(0).sum() < site.z.shape[1] for site in truth(setting.name).values()
+        )
+    ]
+    assert len(mixed) > 0.8 * len(SETTINGS)
+
+
+def test_the_table_is_large_and_its_names_are_unique() -> None:
+    assert len(BY_NAME) == len(SETTINGS) >= 100
 
 
 def test_sampling_changes_neither_death_nor_samples() -> None:
     torch.manual_seed(0)
-    model = SETTINGS[0].build()
-    batches = [SETTINGS[0].batch() for _ in range(7)]
+    model = mlp()
+    batches = [vectors() for _ in range(7)]
     reports = []
     for every in (1, 3, 100):
         watch = Watch(model, stats_every_n_steps=every, rules=Rules(min_samples=1))
@@ -94,8 +103,8 @@ def test_sampling_changes_neither_death_nor_samples() -> None:
 
 def test_sampled_moments_are_those_of_the_sampled_steps() -> None:
     torch.manual_seed(0)
-    model = SETTINGS[0].build()
-    batches = [SETTINGS[0].batch() for _ in range(7)]
+    model = mlp()
+    batches = [vectors() for _ in range(7)]
     watch = Watch(model, stats_every_n_steps=3)
     with watch:
         for batch in batches:
