@@ -86,11 +86,10 @@ def _run_as_it_is(code: CodeType) -> None:
     The hooks of the outermost module run outside of its graph. Compiled on their own they would
     be bookkeeping without a frame to keep the books of.
     """
-    from torch._C._dynamo.eval_frame import set_code_exec_strategy
-    from torch._dynamo.types import FrameAction, FrameExecStrategy
+    from torch._C._dynamo import eval_frame
 
-    skip = FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP)
-    set_code_exec_strategy(code, skip)
+    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+    eval_frame.set_code_exec_strategy(code, skip)
 
 
 def is_real(tensor: Tensor) -> bool:

@@ -143,7 +143,7 @@ class InGraph:
             return
         state = place.states[call]
         with torch.no_grad():
-            z = pre_activation(place.candidate.module, source)
+            z = pre_activation(state.module, source)
             if z.numel():
                 weight = self.weights[z.device]
                 state.seen.add_(weight * (z.numel() // state.units))

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from deadwatch.observe.places import Place
+from deadwatch.observe.places import Place, within
 from deadwatch.observe.sites import Selection, readable
 
 
@@ -46,7 +46,7 @@ class Layout:
     Attributes:
         places: All activation modules, also those that are not wanted.
         groups: The modules that get hooks.
-        paths: The first path of every module, without what `torch.compile` adds.
+        paths: The paths of every module, without what `torch.compile` adds.
         names: All these paths.
         calls_functions: Whether some module has a forward of its own, which may call anything.
     """
@@ -56,7 +56,7 @@ class Layout:
         self._selection = selection
         self.places: list[Place] = []
         self.groups: list[Group] = []
-        self.paths: dict[nn.Module, str] = {}
+        self.paths: dict[nn.Module, list[str]] = {}
         self.names: frozenset[str] = frozenset()
         self.calls_functions = False
         self._fast: dict[nn.Module, list[nn.Module]] = {}
@@ -75,8 +75,10 @@ class Layout:
     def refresh(self) -> None:
         """Look at the model again; modules may have been swapped."""
         self._find_places()
-        self.paths = {module: readable(path) for path, module in self._model.named_modules()}
-        self.names = frozenset(self.paths.values())
+        self.paths = {}
+        for path, module in self._model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(module, []).append(readable(path))
+        self.names = frozenset(path for paths in self.paths.values() for path in paths)
         self.groups = [Group()]
         self._fast = {}
         at = {place.candidate.module: place for place in self.places}
@@ -115,6 +117,15 @@ class Layout:
             above = module if group.layer is None else above
         for child in children:
             self._walk(child, group, above, places, seen)
+
+    def path_of(self, module: nn.Module) -> str:
+        """The first path of a module; empty for a stranger, say a replica."""
+        return self.paths.get(module, [""])[0]
+
+    def path_within(self, module: nn.Module, outermost: nn.Module) -> str:
+        """The path of a module below the one whose call the frame is."""
+        paths = self.paths.get(module, [""])
+        return within(paths, self.path_of(outermost)) if len(paths) > 1 else paths[0]
 
     def must_not_listen(self, module: nn.Module) -> str:
         """Why no function mode may be on while ``module`` is called; empty if it may."""

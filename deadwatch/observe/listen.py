@@ -55,7 +55,9 @@ class _Listener(TorchFunctionMode):
         if torch.compiler.is_exporting():
             return func(*args, **kwargs)
         row = FUNCTIONS.get(func)
-        return func(*args, **kwargs) if row is None else self._graph.function(row, func, args, kwargs)
+        return (
+            func(*args, **kwargs) if row is None else self._graph.function(row, func, args, kwargs)
+        )
 
 
 def _is_compiled_code(frame: Frame, caller: FrameType | None) -> bool:

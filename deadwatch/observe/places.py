@@ -7,7 +7,7 @@ functions ``block-gelu``, ``block-gelu-2``.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from deadwatch.observe.accumulate import SiteState
-from deadwatch.observe.gates import gate_of
+from deadwatch.observe.gates import gate_of, is_learned
 from deadwatch.observe.sites import Candidate, readable
 from deadwatch.records import Site, SiteSnapshot
 
@@ -63,11 +63,8 @@ class Place:
 
     def base_within(self, path: str) -> str:
         """Name of its first call in a frame of the module at ``path``."""
-        if len(self.candidate.paths) == 1:
-            return self.base
-        # The activation stands in several parts of the model: it is called by this one.
-        owned = map(readable, self.candidate.paths)
-        return next((own for own in owned if own.startswith(f"{path}.")), self.base)
+        paths = self.candidate.paths
+        return self.base if len(paths) == 1 else within([readable(own) for own in paths], path)
 
     def site(self, name: str, base: str, call: int) -> Site:
         """The record of one of its sites."""
@@ -77,6 +74,29 @@ class Place:
         return Site(
             name, path, call, candidate.activation, candidate.gate, functional=self.functional
         )
+
+    def start(self, site: Site, module: nn.Module, z: Tensor, dim: int) -> SiteState:
+        """Begin a site of it, that is judged by the gate of ``module``."""
+        candidate = self._candidate(module) if self.functional else self.candidate
+        site = replace(site, activation=candidate.activation, gate=candidate.gate)
+        state = SiteState.start(site, candidate, z, dim)
+        self.states.append(state)
+        return state
+
+    def follow(self, state: SiteState, module: nn.Module) -> None:
+        """A function may be called with other parameters than before."""
+        if state.module is not module:
+            state.adopt(self._candidate(module))
+
+    def relearn(self) -> None:
+        """An activation that learns its shape may have changed it."""
+        module = self.candidate.module
+        if is_learned(module):
+            self.adopt(self._candidate(module))
+
+    def _candidate(self, module: nn.Module) -> Candidate:
+        """The activation with the gate of ``module``; the last known where it is a line now."""
+        return replace(self.candidate, module=module, gate=gate_of(module) or self.candidate.gate)
 
     def adopt(self, candidate: Candidate) -> None:
         """The activation there is another one from now on."""
@@ -90,20 +110,17 @@ class Place:
         return SiteSnapshot(site, 0, {}, np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
+def within(paths: Sequence[str], path: str) -> str:
+    """Of the paths at which a module stands in several parts of the model, the one in this part."""
+    return next((own for own in paths if own.startswith(f"{path}.")), paths[0])
+
+
 def call_name(base: str, call: int, taken: Collection[str]) -> str:
     """The name of the ``call``-th call of a place; a module may be called "relu-2" as well."""
     if call == 1:
         return base
     name = f"{base}-{call}"
     return name if name not in taken else f"{base}--{call}"
-
-
-def same_gate(state: SiteState, place: Place, module: nn.Module) -> None:
-    """Let a site follow a function that is now called with other parameters."""
-    if state.module is not module:
-        gate = gate_of(module)
-        assert gate is not None
-        state.adopt(replace(place.candidate, module=module, gate=gate))
 
 
 def source_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

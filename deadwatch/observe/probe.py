@@ -85,6 +85,10 @@ def _probe(module: nn.Module) -> Gate | None:
     return None
 
 
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 @contextmanager
 def isolated() -> Iterator[None]:
     """Keep the surroundings from foreign code, and the random numbers it draws from them."""
@@ -98,6 +102,8 @@ def isolated() -> Iterator[None]:
             torch.autocast("cpu", enabled=False),
             torch.inference_mode(False),
             torch.enable_grad(),
+            # Checkpointing counts what is saved for the backward pass.
+            torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
             warnings.catch_warnings(action="ignore"),
         ):
             yield

@@ -38,10 +38,10 @@ from deadwatch.observe.hooks import (
 from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Group, Layout
 from deadwatch.observe.listen import Ears
-from deadwatch.observe.places import Place, call_name, same_gate, source_of
+from deadwatch.observe.places import Place, call_name, source_of
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
-from deadwatch.records import Ints, Snapshot, Window
+from deadwatch.records import Ints, Site, Snapshot, Window
 
 
 class Taps:
@@ -154,7 +154,7 @@ class Taps:
             group.handles += [pre, post]
 
     def _hooks_of_container(self, module: nn.Module) -> tuple[Hook, Hook]:
-        path = self._layout.paths[module]
+        path = self._layout.path_of(module)
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
             if not torch.compiler.is_compiling():
@@ -207,8 +207,12 @@ class Taps:
 
     def step(self) -> None:
         """Count one training step."""
-        # Until the first report each counted forward passed for a step of its own.
-        self._tick = self._tick + 1 if self._reported else self._window_start + 1
+        if not self._reported:
+            # Until now each counted forward passed for a step of its own.
+            self._tick = self._window_start
+            for state in self._sites.values():
+                state.sampled = min(state.sampled, self._tick)
+        self._tick += 1
         self._reported = True
         if self._graph.missed:
             self._look_around()
@@ -296,7 +300,7 @@ class Taps:
             self._drop_trace()
         if self._tracing is None and not any(is_lazy(p) for p in self._model.parameters()):
             self._tracing = frame
-            self._tracer.begin(self._layout.paths[module])
+            self._tracer.begin(self._layout.path_of(module))
 
     def _drop_trace(self) -> None:
         self._tracing = None
@@ -316,7 +320,7 @@ class Taps:
         if not (place.active and frame.counted and self._counting.call()):
             return
         try:
-            base = place.base_within(self._layout.paths.get(frame.module, ""))
+            base = place.base_within(self._layout.path_of(frame.module))
             source = source_of(args, kwargs)
             frame.site = self._observe(frame, place, base, module, source)
         except Exception as error:  # never break training: the site is given up, loudly
@@ -374,13 +378,13 @@ class Taps:
         if modules:
             path = modules[-1]
         elif frame is not None:
-            path = self._layout.paths.get(frame.modules[-1], "")
+            path = self._layout.path_within(frame.modules[-1], frame.module)
         else:
             return None
         return self._places.get(self._function_base(path, kind))
 
     def _place_of(self, frame: Frame, call: FunctionalCall) -> Place:
-        path = self._layout.paths.get(frame.modules[-1], "")
+        path = self._layout.path_within(frame.modules[-1], frame.module)
         base = self._function_base(path, call.kind)
         place = self._places.get(base)
         if place is None:
@@ -395,15 +399,27 @@ class Taps:
             return None
         with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
             z = pre_activation(module, source)
-            frame.calls[base] += 1
-            name = call_name(base, frame.calls[base], self._layout.names)
-            state = self._sites.get(name) or self._add_site(frame, place, name, base, z, source)
-            if place.functional:
-                same_gate(state, place, module)
+            call = self._number(frame, place, base)
+            name = call_name(base, call, self._layout.names)
+            state = self._sites.get(name)
+            if state is None:
+                state = self._add_site(
+                    frame, place, place.site(name, base, call), module, z, source
+                )
+            elif place.functional:
+                place.follow(state, module)
             state.observe(z, self._tick, self._every)
         if self._tracing is frame:
             self._tracer.enter_site(name, source, state.dim_of(source))
         return state
+
+    def _number(self, frame: Frame, place: Place, base: str) -> int:
+        """Which call of a place within its frame this is."""
+        if self._graph.traced and len(place.states) > 1:
+            place.calls += 1  # compiled graphs count on from here
+            return place.calls
+        frame.calls[base] += 1
+        return frame.calls[base]
 
     def _observe_output(self, frame: Frame, place: Place, state: SiteState, output: Tensor) -> None:
         try:
@@ -415,23 +431,28 @@ class Taps:
             self._give_up(place, error)
 
     def _add_site(
-        self, frame: Frame, place: Place, name: str, base: str, z: Tensor, source: Tensor
+        self,
+        frame: Frame,
+        place: Place,
+        site: Site,
+        module: nn.Module,
+        z: Tensor,
+        source: Tensor,
     ) -> SiteState:
         guessed = False
-        dim = self._selection.dim_of(base, place.candidate.module)
+        base = site.name if site.call == 1 else place.base
+        dim = self._selection.dim_of(base, module)
         if dim is None and self._tracing is frame:
             dim = self._tracer.unit_dim(source)
         if dim is None:
             dim, guessed = assumed_unit_dim(z)
-        site = place.site(name, base, frame.calls[base])
-        state = self._sites[name] = SiteState.start(site, place.candidate, z, dim)
-        place.states.append(state)
+        state = self._sites[site.name] = place.start(site, module, z, dim)
         self._graph.know(place)
         if self._tracing is not frame:
             self._traced.discard(frame.module)  # it takes a way that was not traced yet
         if guessed:
             warnings.warn(
-                f"{name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
+                f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
                 f"{state.site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
                 AmbiguousUnitDimWarning,
                 stacklevel=2,
@@ -475,6 +496,8 @@ class Taps:
                 self._look_around()
         for name, state in self._sites.items():
             state.restart(ages[name])
+        for place in self._layout.places:
+            place.relearn()
         self._between_steps()
 
     def forget(self, site: str, units: Ints) -> None:
