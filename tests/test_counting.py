@@ -422,7 +422,9 @@ def test_memory_does_not_grow_with_steps() -> None:
         for _ in range(30):
             model(X)
             watch.step()
-            sizes.append(len(pickle.dumps([state.data for state in watch._taps._sites.values()])))
+            sizes.append(
+                len(pickle.dumps([state.data for state in watch._taps._calls.sites.values()]))
+            )
         assert len(set(sizes)) == 1
 
 

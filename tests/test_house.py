@@ -76,7 +76,7 @@ def calls(path: Path) -> set[str]:
 
 SINGLE_HOMES = {
     "hooks": ("observe/taps.py", {"register_forward_hook", "register_forward_pre_hook"}),
-    "function modes": ("observe/taps.py", {"enter_context"}),
+    "function modes": ("observe/listen.py", {"TorchFunctionMode"}),
     "collectives": (
         "observe/reduce.py",
         {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"},

@@ -1,0 +1,349 @@
+"""What happens while the model is called: frames, and the activations called in them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from deadwatch.errors import AmbiguousUnitDimWarning, SiteDisabledWarning
+from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.frames import Counting, CurrentFrame, Frame
+from deadwatch.observe.functions import FunctionalCall, Row
+from deadwatch.observe.hooks import Eager, is_real, is_running, no_dispatch_modes
+from deadwatch.observe.ingraph import InGraph
+from deadwatch.observe.layout import Layout
+from deadwatch.observe.listen import Ears
+from deadwatch.observe.places import Place, call_name, source_of
+from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
+from deadwatch.observe.wiring import Tracer
+from deadwatch.records import Site
+
+
+@dataclass
+class Clock:
+    """Steps and windows.
+
+    Attributes:
+        every: Moments are taken on every ``every``-th step of a window, beginning with the first.
+        tick: Steps so far; counted frames in a loop that never reports its steps.
+        reported: Whether the loop reports its steps.
+        window: Index of the window.
+        start: Its first step.
+    """
+
+    every: int
+    tick: int = 0
+    reported: bool = False
+    window: int = 0
+    start: int = 0
+
+    @property
+    def takes_moments(self) -> bool:
+        """Whether this step is one of every so many."""
+        return (self.tick - self.start) % self.every == 0
+
+
+class Calls:
+    """Observes what is called while the model runs; `Taps` tells it by hooks.
+
+    Args:
+        model: The model.
+        layout: Its modules.
+        selection: Which activations to watch.
+        clock: The current step.
+        counting: Which forwards count.
+        before_frame: Called before a frame begins.
+
+    Attributes:
+        counts: Whether anything counts now.
+        sites: What is kept of each site, in the order of the data.
+        graph: The same for compiled graphs.
+        tracer: Follows the wiring.
+        eager: Keeps compiled code from running, while sites are looked for.
+        met: The parts that have run since that began.
+        traced: The parts whose wiring is known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Layout,
+        selection: Selection,
+        clock: Clock,
+        counting: Counting,
+        before_frame: Callable[[], None],
+    ) -> None:
+        self.counts = False
+        self.sites: dict[str, SiteState] = {}
+        self.graph = InGraph(model, self._find_function, lambda: self._current.frame is not None)
+        self.tracer = Tracer(model)
+        self.eager = Eager()
+        self.met: set[nn.Module] = set()
+        self.traced: set[nn.Module] = set()
+        self.clock = clock
+        self._model = model
+        self._layout = layout
+        self._selection = selection
+        self._counting = counting
+        self._before_frame = before_frame
+        self._places: dict[str, Place] = {}
+        self._current = CurrentFrame()
+        self._ears = Ears(self, self.graph)
+        self._lock = threading.Lock()
+        self._tracing: Frame | None = None
+
+    # ── frames ──────────────────────────────────────────────────────────────────────────
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """A module that is no activation is called."""
+        frame = self._current.running()
+        if frame is None:
+            # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
+            frame = self._begin_frame(module, sys._getframe(3))
+        frame.modules.append(module)
+        if self.graph.traced:
+            self.graph.weigh(frame.counted and self._counting.call())
+        if frame.counted and frame.quiet is None:
+            reason = self._layout.must_not_listen(module)
+            if reason:
+                frame.quiet = module
+                self._ears.stop()
+                if self._tracing is frame:
+                    self.tracer.overlook(module, (args, kwargs), reason)
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        """Its call ended, or raised."""
+        frame = self._current.frame
+        if frame is None:
+            return
+        if frame.quiet is module:
+            frame.quiet = None
+            self._ears.listen(frame)
+        if frame.leave(module):
+            # The hook also runs when the forward raised.
+            if self._tracing is frame and sys.exc_info()[1] is frame.error:
+                self._finish_trace(module, output)
+            self.end_frame()
+            if frame.counted and not self.clock.reported:
+                self.clock.tick += 1
+        elif self.graph.traced:
+            self.graph.weigh(frame.counted and self._counting.call())
+
+    def _begin_frame(self, module: nn.Module, python: FrameType) -> Frame:
+        self.end_frame()
+        self._before_frame()
+        counted = self.counts and self._counting.frame(module)
+        frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
+        self.graph.on = self.counts
+        self.graph.begin()
+        if counted:
+            if module in self.met:  # a loop that reports no steps has begun another one
+                self.eager.end()
+            self.met.add(module)
+            if module not in self.traced:
+                self._start_trace(frame, module)
+        # Recomputation has to run the graphs of the forward, which listen.
+        listens = self._layout.calls_functions or self._tracing is frame
+        if listens and (counted or self.graph.traced):
+            self._ears.listen(frame)
+        return frame
+
+    def end_frame(self) -> None:
+        """Forget the frame, also one that an interrupt left open, and number calls from 1."""
+        self._ears.stop()
+        self.graph.on = self.counts
+        self.graph.weigh(True)
+        if self._tracing is not None and self._tracing is self._current.frame:
+            self._drop_trace()
+        self._current.frame = None
+        self._current.loose.clear()
+
+    def _start_trace(self, frame: Frame, module: nn.Module) -> None:
+        if self._tracing is not None and not is_running(self._tracing.python):
+            self._drop_trace()
+        if self._tracing is None and not any(is_lazy(p) for p in self._model.parameters()):
+            self._tracing = frame
+            self.tracer.begin(self._layout.path_of(module))
+
+    def _drop_trace(self) -> None:
+        self._tracing = None
+        self.tracer.abandon()
+
+    def _finish_trace(self, module: nn.Module, output: Any) -> None:
+        self._ears.stop()
+        self._tracing = None
+        self.traced.add(module)
+        self.tracer.finish(output)
+
+    # ── one call ────────────────────────────────────────────────────────────────────────
+
+    def before(self, place: Place, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """An activation module is called."""
+        frame = self._current.frame or self._bare_frame(module)
+        frame.inside = place
+        if not (place.active and frame.counted and self._counting.call()):
+            return
+        try:
+            base = place.base_within(self._layout.path_of(frame.module))
+            source = source_of(args, kwargs)
+            frame.site = self._observe(frame, place, base, module, source)
+        except Exception as error:  # never break training: the site is given up, loudly
+            self._give_up(place, error)
+
+    def after(self, place: Place, module: nn.Module, output: Any) -> None:
+        """It returned ``output``, or raised; then that is None."""
+        frame = self._current.frame
+        if frame is None:
+            return
+        state, frame.site, frame.inside = frame.site, None, None
+        if state is not None and output is not None:  # none if the activation raised
+            self._observe_output(frame, place, state, output)
+        if frame.module is module:
+            self._current.frame = None
+
+    def _bare_frame(self, module: nn.Module) -> Frame:
+        """The frame of an activation that the training loop calls itself."""
+        counted = self.counts and self._counting.frame(module)
+        # Nothing but `step` can tell where the numbering of such calls starts again.
+        calls = self._current.loose if self.clock.reported else Counter[str]()
+        frame = Frame(sys._getframe(4), counted, None, [module], calls)
+        self._current.frame = frame
+        return frame
+
+    def operation(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function that is no activation."""
+        if self._tracing is frame:
+            return self.tracer.run(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
+        """Call a torch function that is an activation, or might be."""
+        counts = frame.counted and self._counting.call()
+        call = row(args, kwargs) if counts else None
+        place = None if call is None else self._place_of(frame, call)
+        if call is None or place is None or not place.active:
+            return self.operation(frame, func, args, kwargs)
+        state = None
+        try:
+            state = self._observe(frame, place, place.base, call.module, call.source)
+        except Exception as error:  # as above
+            self._give_up(place, error)
+        result = func(*args, **kwargs)
+        if state is not None:
+            self._observe_output(frame, place, state, result)
+        return result
+
+    def _function_base(self, path: str, kind: str) -> str:
+        base = function_base(path, kind)
+        return base if base not in self._layout.names else f"{path}--{kind}"
+
+    def _find_function(self, modules: list[str], kind: str) -> Place | None:
+        """The place of a function called in a compiled graph, inside of ``modules``."""
+        frame = self._current.frame
+        if modules:
+            path = modules[-1]
+        elif frame is not None:
+            path = self._layout.path_within(frame.modules[-1], frame.module)
+        else:
+            return None
+        return self._places.get(self._function_base(path, kind))
+
+    def _place_of(self, frame: Frame, call: FunctionalCall) -> Place:
+        path = self._layout.path_within(frame.modules[-1], frame.module)
+        base = self._function_base(path, call.kind)
+        place = self._places.get(base)
+        if place is None:
+            wanted = self._selection.wants(base)
+            place = self._places[base] = Place.of_function(base, path, call.module, wanted)
+        return place
+
+    def _observe(
+        self, frame: Frame, place: Place, base: str, module: nn.Module, source: Tensor
+    ) -> SiteState | None:
+        if not is_real(source):
+            return None
+        with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+            z = pre_activation(module, source)
+            call = self._number(frame, place, base)
+            name = call_name(base, call, self._layout.names)
+            state = self.sites.get(name)
+            if state is None:
+                state = self._add_site(
+                    frame, place, place.site(name, base, call), module, z, source
+                )
+            elif place.functional:
+                place.follow(state, module)
+            state.observe(z, self.clock.tick, self.clock.every)
+        if self._tracing is frame:
+            self.tracer.enter_site(name, source, state.dim_of(source))
+        return state
+
+    def _number(self, frame: Frame, place: Place, base: str) -> int:
+        """Which call of a place within its frame this is."""
+        if self.graph.traced and len(place.states) > 1:
+            place.calls += 1  # compiled graphs count on from here
+            return place.calls
+        frame.calls[base] += 1
+        return frame.calls[base]
+
+    def _observe_output(self, frame: Frame, place: Place, state: SiteState, output: Tensor) -> None:
+        try:
+            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+                state.observe_output(output.detach(), self.clock.tick)
+            if self._tracing is frame:
+                self.tracer.leave_site(state.site.name, output, state.dim_of(output))
+        except Exception as error:  # as above
+            self._give_up(place, error)
+
+    def _add_site(
+        self,
+        frame: Frame,
+        place: Place,
+        site: Site,
+        module: nn.Module,
+        z: Tensor,
+        source: Tensor,
+    ) -> SiteState:
+        guessed = False
+        base = site.name if site.call == 1 else place.base
+        dim = self._selection.dim_of(base, module)
+        if dim is None and self._tracing is frame:
+            dim = self.tracer.unit_dim(source)
+        if dim is None:
+            dim, guessed = assumed_unit_dim(z)
+        state = self.sites[site.name] = place.start(site, module, z, dim)
+        self.graph.know(place)
+        if self._tracing is not frame:
+            self.traced.discard(frame.module)  # it takes a way that was not traced yet
+        if guessed:
+            warnings.warn(
+                f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
+                f"{state.site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
+                AmbiguousUnitDimWarning,
+                stacklevel=2,
+            )
+        return state
+
+    def _give_up(self, place: Place, error: Exception) -> None:
+        place.failed = True
+        frame = self._current.frame
+        if frame is not None:
+            frame.site = None
+            if self._tracing is frame:  # what it would miss could be taken for absent
+                self._drop_trace()
+        warnings.warn(
+            f"observing {place.base!r} failed and is switched off; training goes on. "
+            f"{type(error).__name__}: {error}",
+            SiteDisabledWarning,
+            stacklevel=2,
+        )
