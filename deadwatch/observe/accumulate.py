@@ -36,6 +36,8 @@ class SiteState:
         samples: Elements per unit seen in this window.
         seen: The same of compiled graphs, which count on the device (1,).
         sampled: The step whose moments were last taken, -1 for none in this window.
+        last: The step in which it last ran uncompiled.
+        hidden: Whether what is known comes only from forwards that were kept uncompiled.
     """
 
     site: Site
@@ -50,6 +52,8 @@ class SiteState:
     low: Tensor | None = None
     samples: int = 0
     sampled: int = -1
+    last: int = -1
+    hidden: bool = False
 
     @classmethod
     def start(cls, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -92,6 +96,7 @@ class SiteState:
         if not z.numel():
             return
         self._follow(z.device)
+        self.last = step
         self.samples += z.numel() // self.units
         stats.update_(self.data, kernels.liveness(z, self.dim, self.gate, self.low))
         if self.sampled < 0 or step - self.sampled >= every:
@@ -148,7 +153,10 @@ def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
             raw = host[device][offset[device] : offset[device] + size]
             offset[device] += size
             data[name] = raw.copy().view(_NUMPY[tensor.dtype])
-        samples = state.samples + int(data.pop("seen")[0])
+        seen = int(data.pop("seen")[0])
+        samples = state.samples + seen
+        if state.hidden and not seen:
+            samples, data = 0, {name: stats.blank(name, data[name]) for name in data}
         snapshots.append(SiteSnapshot(state.site, samples, data, state.age, state.flat))
     return tuple(snapshots)
 

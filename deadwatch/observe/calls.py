@@ -69,8 +69,7 @@ class Calls:
         sites: What is kept of each site, in the order of the data.
         graph: The same for compiled graphs.
         tracer: Follows the wiring.
-        eager: Keeps compiled code from running, while sites are looked for.
-        met: The parts that have run since that began.
+        met: The parts that have run since `look_around`.
         traced: The parts whose wiring is known.
     """
 
@@ -87,7 +86,6 @@ class Calls:
         self.sites: dict[str, SiteState] = {}
         self.graph = InGraph(model, self._find_function, lambda: self._current.frame is not None)
         self.tracer = Tracer(model)
-        self.eager = Eager()
         self.met: set[nn.Module] = set()
         self.traced: set[nn.Module] = set()
         self.clock = clock
@@ -100,9 +98,26 @@ class Calls:
         self._current = CurrentFrame()
         self._ears = Ears(self, self.graph)
         self._lock = threading.Lock()
+        self._eager = Eager()
+        self._looked = -1
         self._tracing: Frame | None = None
 
     # ── frames ──────────────────────────────────────────────────────────────────────────
+
+    def look_around(self) -> None:
+        """Let the next forward of every part run uncompiled, so that its sites are found."""
+        self.graph.missed = False
+        self.met.clear()
+        self._eager.begin()
+
+    def compile_again(self, last: int) -> None:
+        """End that; ``last`` is the last step in which it was so."""
+        if self._eager.end():
+            self._looked = last
+
+    def is_hidden(self, state: SiteState) -> bool:
+        """Whether a site has not been seen since, though other steps have been taken."""
+        return self.graph.traced and state.last <= self._looked < self.clock.tick - 1
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module that is no activation is called."""
@@ -148,7 +163,7 @@ class Calls:
         self.graph.begin()
         if counted:
             if module in self.met:  # a loop that reports no steps has begun another one
-                self.eager.end()
+                self.compile_again(self.clock.tick)
             self.met.add(module)
             if module not in self.traced:
                 self._start_trace(frame, module)

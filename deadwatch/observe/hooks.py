@@ -66,11 +66,13 @@ class Eager:
         if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
             self._stance = torch.compiler.set_stance("force_eager")
 
-    def end(self) -> None:
-        """Run compiled code as it is."""
-        if self._stance is not None:
-            self._stance.__exit__(None, None, None)
-            self._stance = None
+    def end(self) -> bool:
+        """Run compiled code as it is; returns whether it was kept from that."""
+        if self._stance is None:
+            return False
+        self._stance.__exit__(None, None, None)
+        self._stance = None
+        return True
 
 
 def forget_graphs() -> None:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -67,6 +69,11 @@ def new(units: int, device: torch.device) -> Accumulator:
         name: torch.full((units,), stat.start, dtype=dtype_of(stat, device), device=device)
         for name, stat in STATISTICS.items()
     }
+
+
+def blank(name: str, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A statistic of units of which nothing is known."""
+    return np.full_like(like, STATISTICS[name].start)
 
 
 def reset_(accumulator: Accumulator) -> None:

@@ -68,7 +68,7 @@ class Taps:
             return self._between_steps()
         self._attached, self._asleep = True, False
         forget_graphs()
-        self._look_around()
+        self._calls.look_around()
         self._layout.refresh()
         self._warn_if_bare()
         for group in self._layout.groups:
@@ -82,12 +82,6 @@ class Taps:
             self._between_steps()
         else:
             self.detach()
-
-    def _look_around(self) -> None:
-        """Let the next forward of every part run uncompiled, so that its sites are found."""
-        self._graph.missed = False
-        self._calls.met.clear()
-        self._calls.eager.begin()
 
     def _warn_if_bare(self) -> None:
         wanted = any(place.wanted for place in self._layout.places)
@@ -106,7 +100,7 @@ class Taps:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
         self._between_steps()
-        self._calls.eager.end()
+        self._calls.compile_again(self._clock.tick)
         for group in self._layout.groups:
             remove(group.handles)
 
@@ -184,9 +178,9 @@ class Taps:
                 state.sampled = min(state.sampled, clock.tick)
         clock.tick += 1
         if self._graph.missed:
-            self._look_around()
+            self._calls.look_around()
         elif self._calls.met:
-            self._calls.eager.end()
+            self._calls.compile_again(clock.tick - 1)
         self._between_steps()
 
     def _between_steps(self) -> None:
@@ -208,6 +202,7 @@ class Taps:
         shapes = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not is_lazy(p)}
         sites = self._calls.sites.values()
         for state in sites:
+            state.hidden = self._calls.is_hidden(state)
             if self._calls.tracer.saw(state.site.name):
                 state.resolve(self._calls.tracer, shapes)
         places = [place for place in self._layout.places if place.wanted and not place.states]
@@ -224,7 +219,7 @@ class Taps:
             # At windows 1, 2, 4, 8 …: the forward may take other ways by now.
             self._calls.traced.clear()
             if self._graph.traced:
-                self._look_around()
+                self._calls.look_around()
         for name, state in self._calls.sites.items():
             state.restart(ages[name])
         for place in self._layout.places:
