@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         WindowReport,
         Wire,
     )
+    from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
     from deadwatch.treat.policy import Policy
     from deadwatch.treat.remedies import BiasWarming, Recycle, Swap, ThermalKick
@@ -38,6 +39,7 @@ _HOMES = {
     "deadwatch.records": (
         *("Gate", "Refusal", "Site", "SiteReport", "State", "Treatment", "WindowReport", "Wire"),
     ),
+    "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.policy": ("Policy",),
     "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Swap", "ThermalKick"),
@@ -71,6 +73,7 @@ __all__ = [
     "Watch",
     "WindowReport",
     "Wire",
+    "scan",
 ]
 
 

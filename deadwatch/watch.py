@@ -17,8 +17,9 @@ from deadwatch.errors import (
     UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
+from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import common_seed, reduce
-from deadwatch.observe.sites import Selection
+from deadwatch.observe.sites import Selection, uncompiled
 from deadwatch.observe.taps import Taps
 from deadwatch.records import WindowReport
 from deadwatch.treat.clinic import Clinic
@@ -37,6 +38,7 @@ class Settings:
     exclude: Sequence[str] | str | None = None
     unit_dim: Mapping[str, int] | None = None
     stats_every_n_steps: int = 10
+    count_no_grad: bool = False
 
     def __post_init__(self) -> None:
         resolve(self.policy)
@@ -47,6 +49,11 @@ class Settings:
             )
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
+        if not isinstance(self.count_no_grad, bool):
+            raise ConfigError(
+                f"count_no_grad is {self.count_no_grad!r}; expected True to count forwards under "
+                "no_grad too, or False"
+            )
         for name in ("include", "exclude"):
             _check_patterns(name, getattr(self, name))
         dims = self.unit_dim
@@ -78,11 +85,15 @@ class Watch:
         policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"ladder"``), or
             None to only watch.
         rules: Thresholds of the verdict.
-        include: Patterns (as in `fnmatch`) of the activation modules to watch; None for all.
-        exclude: Patterns of activation modules to leave out.
+        include: Patterns (as in `fnmatch`) of the activations to watch; None for all. They are
+            matched against the path of an activation module (``block.relu``) or the name of a
+            function (``block-relu``).
+        exclude: Patterns of activations to leave out.
         unit_dim: Unit axis by pattern, where it should not be found from the data.
         stats_every_n_steps: Pre-activation statistics are taken on every n-th step of a window,
             beginning with its first. Death is judged on every step regardless.
+        count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
+            of teachers, exponential averages, and sampling passes of generators or agents.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -111,17 +122,22 @@ class Watch:
         exclude: Sequence[str] | str | None = None,
         unit_dim: Mapping[str, int] | None = None,
         stats_every_n_steps: int = 10,
+        count_no_grad: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
                 f"model is {type(model).__name__!r}; expected a torch.nn.Module to watch"
             )
-        settings = Settings(policy, rules, include, exclude, unit_dim, stats_every_n_steps)
+        model = uncompiled(model)
+        settings = Settings(
+            policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
+        )
         self._policy = resolve(policy)
         optimizers = _optimizers(optimizer)
         _check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
-        self._taps = Taps(model, settings.selection(), stats_every_n_steps)
+        counting = Counting(no_grad=count_no_grad)
+        self._taps = Taps(model, settings.selection(), stats_every_n_steps, counting)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
@@ -229,7 +245,7 @@ class Watch:
         snapshot = reduce(self._taps.read())
         self._taps.restart({site.site.name: site.age for site in snapshot.sites})
         verdict = judge(snapshot, self._rules)
-        _warn_unseen(verdict)
+        warn_unseen(verdict)
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
@@ -247,8 +263,10 @@ class Watch:
         if self._clinic is None or not self._clinic.due:
             return verdict
         attached = self._taps.attached
-        self._taps.detach()  # nothing of ours is on the model while it is operated on
+        self._taps.suspend()  # nothing of ours is on the model while it is operated on
         treatments, refusals = self._clinic.treat(self.steps)
+        if self._taps.outdated:
+            self._taps.detach()
         if attached:
             self._taps.attach()
         for treatment in treatments:
@@ -322,14 +340,14 @@ def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:
     return (given,) if isinstance(given, str) else given
 
 
-def _warn_unseen(verdict: WindowReport) -> None:
-    unseen = [name for name, site in verdict.sites.items() if not site.samples]
+def warn_unseen(report: WindowReport) -> None:
+    """Warn of activations of which nothing is known."""
+    unseen = [name for name, site in report.sites.items() if not site.samples]
     if unseen:
         warnings.warn(
-            f"not seen in window {verdict.window.index}: {', '.join(unseen)}. Nothing is known of "
-            "these activations: they did not run in a counted forward. Only forwards in training "
-            "mode with gradients on count, while the watch is attached, and code compiled by "
-            "torch.compile is not seen.",
+            f"not seen in window {report.window.index}: {', '.join(unseen)}. Nothing is known of "
+            "these activations: they did not run in a counted forward, or torch.compile hid them. "
+            "Only forwards in training mode with gradients on count, while the watch is attached.",
             UnseenSiteWarning,
             stacklevel=3,
         )

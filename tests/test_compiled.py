@@ -68,7 +68,7 @@ def test_so_does_one_that_inductor_compiled(setting: Setting) -> None:
     observed = compiled(setting, "inductor")
     assert_as_in_eager(observed, setting, 1e-4)
     for one, two in zip(observed.tensors, train(setting, setting.model()), strict=True):
-        assert (one - two).abs().max() <= 1e-3 * two.abs().max()
+        assert (one - two).abs().max() <= 1e-3 * two.abs().max() + 1e-6
 
 
 def test_the_compiled_settings_are_many() -> None:

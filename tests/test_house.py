@@ -28,8 +28,9 @@ LAYERS: dict[str, set[str]] = {
     "treat": GROUND,
     "show": GROUND,
     "watch": GROUND | {"observe", "judge", "treat", "show"},
+    "scanning": GROUND | {"observe", "judge", "watch"},
     "lightning": GROUND | {"observe", "judge", "treat", "show", "watch"},
-    "__init__": GROUND | {"observe", "judge", "treat", "show", "watch", "lightning"},
+    "__init__": GROUND | {"observe", "judge", "treat", "show", "watch", "scanning", "lightning"},
 }
 
 

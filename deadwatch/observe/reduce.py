@@ -25,10 +25,14 @@ _MINIMA = tuple(name for name, stat in STATISTICS.items() if stat.merge == "min"
 
 def reduce(snapshot: Snapshot) -> Snapshot:
     """Merge the snapshots of all ranks, and bring the ages to the end of the window."""
-    sites = list(snapshot.sites)
     if _world() > 1:
-        sites = _merged(_aligned(sites))
-    return replace(snapshot, sites=tuple(_aged(site) for site in sites))
+        snapshot = replace(snapshot, sites=tuple(_merged(_aligned(list(snapshot.sites)))))
+    return aged(snapshot)
+
+
+def aged(snapshot: Snapshot) -> Snapshot:
+    """Bring the ages from the start of the window to its end."""
+    return replace(snapshot, sites=tuple(_aged(site) for site in snapshot.sites))
 
 
 def common_seed() -> int:

@@ -112,6 +112,12 @@ def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model that `torch.compile` wrapped; the model itself if it did not."""
+    original = getattr(model, "_orig_mod", None)
+    return original if isinstance(original, nn.Module) else model
+
+
 def readable(path: str) -> str:
     """A module's path without what `torch.compile` wraps around compiled parts."""
     return ".".join(part for part in path.split(".") if part != "_orig_mod")

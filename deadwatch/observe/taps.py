@@ -70,10 +70,27 @@ class Taps:
         forget_graphs()
         self._calls.look_around()
         self._layout.refresh()
-        self._warn_if_bare()
+        self.warn_if_bare(ran=False)
         for group in self._layout.groups:
             self._register(group)
         return self._between_steps()
+
+    def __enter__(self) -> Taps:
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled code is being watched: it is slow to follow hooks that come and go."""
+        return self._graph.traced
+
+    @property
+    def outdated(self) -> bool:
+        """Whether modules of the model have been replaced since the hooks were put on."""
+        return set(self._model.modules()) != set(self._layout.paths)
 
     def suspend(self) -> None:
         """Count nothing until `attach`; hooks stay on what is compiled, where they cost nothing."""
@@ -83,15 +100,17 @@ class Taps:
         else:
             self.detach()
 
-    def _warn_if_bare(self) -> None:
-        wanted = any(place.wanted for place in self._layout.places)
-        if wanted or self._layout.calls_functions or self._told_bare:
+    def warn_if_bare(self, *, ran: bool) -> None:
+        """Warn once if there is nothing to watch, for certain or after the model ``ran``."""
+        bare = not self._calls.sites and (ran or not self._layout.calls_functions)
+        if self._told_bare or not bare or any(place.wanted for place in self._layout.places):
             return
         self._told_bare = True
         warnings.warn(
             "include and exclude leave no activation to watch"
             if self._layout.places
-            else "the model holds no activation that can be watched",
+            else "the model holds no activation that can be watched, neither a module nor a "
+            "function such as F.relu in a counted forward",
             NoSiteWarning,
             stacklevel=4,
         )
@@ -213,6 +232,7 @@ class Taps:
 
     def restart(self, ages: Mapping[str, Ints]) -> None:
         """Begin the next window; ``ages`` are those of the one that ended, by site name."""
+        self.warn_if_bare(ran=True)
         clock = self._clock
         clock.window, clock.start = clock.window + 1, clock.tick
         if clock.window & (clock.window - 1) == 0:

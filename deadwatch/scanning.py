@@ -1,0 +1,135 @@
+"""A look at a model that is not being trained, such as one fresh from its constructor."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from deadwatch.errors import ConfigError
+from deadwatch.judge.rules import Rules, judge
+from deadwatch.observe.frames import Counting
+from deadwatch.observe.reduce import aged
+from deadwatch.observe.sites import uncompiled
+from deadwatch.observe.taps import Taps
+from deadwatch.records import WindowReport
+from deadwatch.watch import Settings, warn_unseen
+
+Forward = Callable[[nn.Module, Any], object]
+
+
+def scan(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    rules: Rules | None = None,
+    include: Sequence[str] | str | None = None,
+    exclude: Sequence[str] | str | None = None,
+    unit_dim: Mapping[str, int] | None = None,
+) -> WindowReport:
+    """Run batches through a model, once, and judge its units: which are dead before any training?
+
+    The model runs in the mode it is in (dropout and batch norm act accordingly) and without
+    gradients; all its forwards count, and all statistics are taken of each. Weights, buffers,
+    training modes and random number generators are afterwards what they were before. In a
+    distributed run each process looks at what it is given; nothing is exchanged.
+
+    Args:
+        model: The model.
+        batches: What to run through it, say a `DataLoader` or ``[x]``.
+        forward: Called as ``forward(model, batch)`` for each batch. By default tensors are given
+            to the model as they are, mappings as keyword arguments, and of a tuple or list the
+            first element (inputs before targets).
+        rules: As for `Watch`.
+        include: As for `Watch`.
+        exclude: As for `Watch`.
+        unit_dim: As for `Watch`.
+
+    Returns:
+        The report, as that of a window; `WindowReport.window` counts batches.
+
+    Raises:
+        ConfigError: An argument is wrong, or there was no batch.
+
+    Example:
+        >>> report = scan(model, [x])
+        >>> print(report.dead_ratio)
+    """
+    _check(model, forward)
+    model = uncompiled(model)
+    settings = Settings(None, rules, include, exclude, unit_dim)
+    taps = Taps(model, settings.selection(), 1, Counting(no_grad=True, evaluation=True))
+    call = forward or _forward
+    seen = 0
+    with _unchanged(model), torch.no_grad(), taps:
+        for batch in batches:
+            call(model, batch)
+            taps.step()
+            seen += 1
+        taps.warn_if_bare(ran=True)
+        snapshot = aged(taps.read())
+    if not seen:
+        raise ConfigError("batches is empty; expected at least one batch to run through the model")
+    report = judge(snapshot, rules or Rules())
+    warn_unseen(report)
+    return report
+
+
+def _check(model: object, forward: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model is {type(model).__name__!r}; expected a torch.nn.Module to look at"
+        )
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        raise ConfigError(
+            "the model has lazy parameters, which its first forward would initialise; call it "
+            "once, then scan it"
+        )
+    if forward is not None and not callable(forward):
+        raise ConfigError(
+            f"forward is {forward!r}; expected a function of the model and a batch, such as "
+            "lambda model, batch: model(batch['x'])"
+        )
+
+
+def _forward(model: nn.Module, batch: Any) -> object:
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put back what a forward, or whoever makes the batches, may change."""
+    modes = {module: module.training for module in model.modules()}
+    kept = dict([*model.named_parameters(), *model.named_buffers()])
+    values = {name: t.detach().clone() for name, t in kept.items() if not t.is_meta}
+    devices = {tensor.device.index for tensor in kept.values() if tensor.device.type == "cuda"}
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(sorted(index for index in devices if index is not None)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+        for module, training in modes.items():
+            module.training = training
+        for name, value in values.items():
+            _restore(model, name, kept[name], value)
+
+
+def _restore(model: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if getattr(owner, leaf, None) is not tensor:
+        setattr(owner, leaf, tensor)  # a forward may assign a new one
+    with torch.no_grad():
+        if not torch.equal(tensor, value):
+            tensor.copy_(value)
