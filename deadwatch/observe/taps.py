@@ -291,8 +291,9 @@ class Taps:
         try:
             with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
                 self._observe(tap, pre_activation(module, source).detach(), source)
-            if self._tracing and tap.current is not None:
-                self._tracer.enter_site(tap.current.site.name, source, tap.current.dim_of(source))
+            if self._tracing and (state := tap.current) is not None:
+                dim = state.dim_of(source)
+                self._tracer.enter_site(state.site.name, source, dim, state.units)
         except Exception as error:  # never break training: the site is given up, loudly
             self._disable(tap, error)
 
