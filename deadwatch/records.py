@@ -116,9 +116,15 @@ class Wire:
             return f"<skip from {self.module}>"
         ends = (self.offset + end * self.block for end in (self.units.start, self.units.stop))
         span = ":, " * self.axis + ":".join(map(str, ends))
-        extra = f" in {self.groups} groups" if self.groups > 1 else ""
-        bias = f" + {self.bias}" if self.bias else ""
-        return f"<{self.kind} {self.weight or self.module}[{span}]{extra}{bias}>"
+        told = {
+            f" + {self.bias}": self.bias,
+            f" in {self.groups} groups": self.groups > 1,
+            f" behind a {self.through}": self.through,
+            " shared": self.shared,
+        }
+        return (
+            f"<{self.kind} {self.weight or self.module}[{span}]{''.join(filter(told.get, told))}>"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -84,7 +85,8 @@ class Label:
         note: Why the producers are unknown; empty if they are known.
         parts: The sites' outputs it holds, possibly pooled, reshaped, sliced or concatenated.
         before: The labels this one continues, back along the stem.
-        readers: Everything seen to read the tensor.
+        readers: Everything seen to read the tensor, with the entries along ``dim`` that it reads;
+            None for all, or if in doubt.
         edges: How many of them autograd's graph should know.
         node: Where the tensor stands in that graph.
         lost: Why not everything that reads the tensor is known; empty if it is.
@@ -96,7 +98,7 @@ class Label:
     parts: tuple[Part, ...] = ()
     spread: Place = ()
     before: tuple[Label, ...] = ()
-    readers: list[str] = field(default_factory=list)
+    readers: list[tuple[str, range | None]] = field(default_factory=list)
     edges: int = 0
     node: tuple[Any, int] | None = None
     lost: str = ""
@@ -120,10 +122,19 @@ class Label:
             for part in self.parts
         )
 
-    def read_by(self, reader: str) -> None:
+    def read_by(self, reader: str, entries: range | None = None) -> None:
         """Note a reader."""
-        self.readers.append(reader)
+        self.readers.append((reader, entries))
         self.edges += torch.is_grad_enabled()
+
+    @property
+    def rivals(self) -> str:
+        """Readers of which one may see what is done for the sake of another; empty if none."""
+        spans = sorted((r.start, r.stop) for _, r in self.readers if r is not None)
+        apart = all(stop <= start for (_, stop), (start, _) in pairwise(spans))
+        if len(self.readers) < 2 or (apart and len(spans) == len(self.readers)):
+            return ""
+        return " and ".join(name for name, _ in self.readers)
 
     def lose_parts(self, reason: str) -> None:
         """Something unknown happens to the sites' outputs that it holds."""

@@ -43,14 +43,14 @@ def viewed(op: Op, label: Label, dim: int) -> None:
     storage = probe.untyped_storage()._cdata
     if op.shape[dim] == 1 or any(v.untyped_storage()._cdata != storage for v in views):
         return unknown(op)
-    label.read_by(op.name)
-    _tell_siblings(op, label, views)
     for result, seen in zip(tensors_in(op.result), views, strict=True):
         found = _seen_through(op, label, seen)
         if found is None:
             op.tracer.forget(result)
         else:
             op.tracer.set_label(result, found)
+    # All results hang on one node of the graph.
+    label.edges -= (len(views) - 1) * torch.is_grad_enabled()
     return None
 
 
@@ -67,25 +67,22 @@ def _seen_through(op: Op, label: Label, seen: Tensor) -> Label | None:
     steps = enumerate(zip(seen.stride(), seen.shape, strict=True))
     axes = sorted(((step, axis) for axis, (step, size) in steps if step and size > 1), reverse=True)
     if not axes:
-        label.lose(f"{op.name} picks a single unit")
+        label.read_by(op.name)
+        label.lose_parts(f"{op.name} picks a single unit")
         return None
     *spread, dim = (axis for _, axis in axes)
     if label.spread or spread or axes[0][0] > 1:
         reason = f"{op.name} takes some of its units, or spreads them over several axes"
+        label.read_by(op.name)
         label.lose_parts(reason)
         return label.then(dim, spread=tuple(spread), stem=(), note=label.note or reason, parts=())
     start = int(seen.storage_offset())
     stop = start + seen.shape[dim]
+    label.read_by(op.name, range(start, stop))
     parts = (part.cut(start, stop) for part in label.parts)
     return label.then(
         dim, stem=cut_stem(label.stem, start, stop), parts=tuple(part for part in parts if part)
     )
-
-
-def _tell_siblings(op: Op, label: Label, views: list[Tensor]) -> None:
-    """Results that hold the same units each read what produces them."""
-    starts = [seen.storage_offset() for seen in views]
-    label.readers += [op.name] * (len(starts) - len(set(starts)))
 
 
 def getitem(op: Op) -> None:

@@ -300,8 +300,8 @@ def _other_readers(label: Label) -> str:
     pending = [label]
     while pending:
         link = pending.pop()
-        if len(link.readers) > 1:
-            return f"its pre-activation is read by {' and '.join(link.readers)}"
+        if link.rivals:
+            return f"its pre-activation is read by {link.rivals}"
         if link.lost:
             return f"its pre-activation: {link.lost}"
         pending += link.before
