@@ -39,10 +39,19 @@ def basic_block() -> nn.Module:
 
     return Forward(
         forward,
-        stem=conv(3, 4, 3), act0=nn.ReLU(), conv1=conv(4, 6, 3, stride=2),
-        bn1=nn.BatchNorm2d(6), act1=nn.ReLU(True), conv2=conv(6, 6, 3),
-        bn2=nn.BatchNorm2d(6), down=conv(4, 6, stride=2), bn3=nn.BatchNorm2d(6),
-        act2=nn.ReLU(), conv4=conv(6, 6), bn4=nn.BatchNorm2d(6), act3=nn.ReLU(),
+        stem=conv(3, 4, 3),
+        act0=nn.ReLU(),
+        conv1=conv(4, 6, 3, stride=2),
+        bn1=nn.BatchNorm2d(6),
+        act1=nn.ReLU(True),
+        conv2=conv(6, 6, 3),
+        bn2=nn.BatchNorm2d(6),
+        down=conv(4, 6, stride=2),
+        bn3=nn.BatchNorm2d(6),
+        act2=nn.ReLU(),
+        conv4=conv(6, 6),
+        bn4=nn.BatchNorm2d(6),
+        act3=nn.ReLU(),
         head=nn.Linear(6, 3),
     )
 
@@ -71,8 +80,14 @@ def dense_block() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=conv(3, 4), act1=nn.ReLU(), conv2=conv(7, 5), act2=nn.ReLU(),
-        conv3=conv(5, 2), bn3=nn.BatchNorm2d(5), act3=nn.ReLU(), head=conv(17, 2),
+        conv1=conv(3, 4),
+        act1=nn.ReLU(),
+        conv2=conv(7, 5),
+        act2=nn.ReLU(),
+        conv3=conv(5, 2),
+        bn3=nn.BatchNorm2d(5),
+        act3=nn.ReLU(),
+        head=conv(17, 2),
     )
 
 
@@ -85,7 +100,10 @@ def inception() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=conv(3, 4), act1=nn.ReLU(), conv2=conv(3, 5, 3), act2=nn.ReLU(),
+        conv1=conv(3, 4),
+        act1=nn.ReLU(),
+        conv2=conv(3, 5, 3),
+        act2=nn.ReLU(),
         head=nn.Linear(9 * 16, 3),
     )
 
@@ -102,9 +120,15 @@ def u_net() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=conv(3, 4, 3), act1=nn.ReLU(), conv2=conv(4, 6, 3), act2=nn.ReLU(),
-        up=nn.ConvTranspose2d(6, 5, 2, 2), act3=nn.ReLU(), conv4=conv(9, 4),
-        act4=nn.ReLU(), head=conv(10, 2),
+        conv1=conv(3, 4, 3),
+        act1=nn.ReLU(),
+        conv2=conv(4, 6, 3),
+        act2=nn.ReLU(),
+        up=nn.ConvTranspose2d(6, 5, 2, 2),
+        act3=nn.ReLU(),
+        conv4=conv(9, 4),
+        act4=nn.ReLU(),
+        head=conv(10, 2),
     )
 
 
@@ -117,8 +141,11 @@ def conv_next() -> nn.Module:
 
     net = Forward(
         forward,
-        depth=conv(4, 4, 3, groups=4), norm=nn.LayerNorm(4), up=nn.Linear(4, 8),
-        act=nn.GELU(), down=nn.Linear(8, 4),
+        depth=conv(4, 4, 3, groups=4),
+        norm=nn.LayerNorm(4),
+        up=nn.Linear(4, 8),
+        act=nn.GELU(),
+        down=nn.Linear(8, 4),
     )
     net.scale = nn.Parameter(torch.ones(4, 1, 1))
     return net
@@ -138,10 +165,15 @@ def transformer(norm_first: bool, batch_first: bool) -> nn.Module:
 
     return Forward(
         forward,
-        norm1=nn.LayerNorm(6), norm2=nn.LayerNorm(6),
+        norm1=nn.LayerNorm(6),
+        norm2=nn.LayerNorm(6),
         attention=nn.MultiheadAttention(6, 2, batch_first=batch_first),
-        up=nn.Linear(6, 10), act=nn.ReLU(), down=nn.Linear(10, 6),
-        mix=nn.Linear(6, 6), act2=nn.ReLU(), head=nn.Linear(6, 3),
+        up=nn.Linear(6, 10),
+        act=nn.ReLU(),
+        down=nn.Linear(10, 6),
+        mix=nn.Linear(6, 6),
+        act2=nn.ReLU(),
+        head=nn.Linear(6, 3),
     )
 
 
@@ -185,7 +217,10 @@ def cross_stage() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=conv(3, 8), act1=nn.ReLU(), conv2=conv(4, 4), act2=nn.ReLU(),
+        conv1=conv(3, 8),
+        act1=nn.ReLU(),
+        conv2=conv(4, 4),
+        act2=nn.ReLU(),
         head=conv(12, 2),
     )
 
@@ -202,7 +237,10 @@ def shuffle() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=conv(3, 6), act1=nn.ReLU(), conv2=conv(6, 8), head=conv(8, 3),
+        conv1=conv(3, 6),
+        act1=nn.ReLU(),
+        conv2=conv(6, 8),
+        head=conv(8, 3),
         **{f"act{n}": nn.ReLU() for n in (2, 3, 4)},
     )
 
@@ -216,7 +254,9 @@ def point_net() -> nn.Module:
 
     return Forward(
         forward,
-        conv1=nn.Conv1d(3, 6, 1), bn1=nn.BatchNorm1d(6), act1=nn.ReLU(),
+        conv1=nn.Conv1d(3, 6, 1),
+        bn1=nn.BatchNorm1d(6),
+        act1=nn.ReLU(),
         head=nn.Conv1d(12, 1, 1),
     )
 
@@ -225,13 +265,18 @@ def vision_transformer() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         patches = net.act0(net.patch(x)).flatten(2).transpose(1, 2)
         x = torch.cat((net.token.expand(len(x), -1, -1), patches), 1)
-        out: Tensor = net.head(net.act1(net.up(x))[:, 0])
+        y = net.act1(net.up(x))
+        out: Tensor = net.head(y[:, 0]) + net.rest(y[:, 1:].mean(1))
         return out
 
     net = Forward(
         forward,
-        patch=nn.Conv2d(3, 6, 2, 2), act0=nn.ReLU(), up=nn.Linear(6, 8),
-        act1=nn.GELU(), head=nn.Linear(8, 3),
+        patch=nn.Conv2d(3, 6, 2, 2),
+        act0=nn.ReLU(),
+        up=nn.Linear(6, 8),
+        act1=nn.GELU(),
+        head=nn.Linear(8, 3),
+        rest=nn.Linear(8, 3),
     )
     net.token = nn.Parameter(torch.randn(1, 1, 6))
     return net
@@ -245,8 +290,12 @@ def mixer() -> nn.Module:
 
     return Forward(
         forward,
-        tokens=nn.Linear(5, 7), act0=nn.GELU(), back=nn.Linear(7, 5),
-        channels=nn.Linear(6, 9), act1=nn.GELU(), down=nn.Linear(9, 2),
+        tokens=nn.Linear(5, 7),
+        act0=nn.GELU(),
+        back=nn.Linear(7, 5),
+        channels=nn.Linear(6, 9),
+        act1=nn.GELU(),
+        down=nn.Linear(9, 2),
     )
 
 
@@ -276,8 +325,11 @@ def recurrent() -> nn.Module:
 
     return Forward(
         forward,
-        embed=nn.Embedding(9, 4), act0=nn.ReLU(),
-        lstm=nn.LSTM(4, 5, batch_first=True), act1=nn.ReLU(), head=nn.Linear(5, 2),
+        embed=nn.Embedding(9, 4),
+        act0=nn.ReLU(),
+        lstm=nn.LSTM(4, 5, batch_first=True),
+        act1=nn.ReLU(),
+        head=nn.Linear(5, 2),
     )
 
 
@@ -292,8 +344,11 @@ def time_embedding() -> nn.Module:
 
     return Forward(
         forward,
-        conv=conv(3, 6), time=nn.Linear(3, 6), norm=nn.BatchNorm2d(6),
-        act=nn.SiLU(), head=conv(6, 2),
+        conv=conv(3, 6),
+        time=nn.Linear(3, 6),
+        norm=nn.BatchNorm2d(6),
+        act=nn.SiLU(),
+        head=conv(6, 2),
     )
 
 
