@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from deadwatch import Watch
 from deadwatch.observe.sites import pre_activation
-from deadwatch.records import Site, Wire
+from deadwatch.records import Site
 from tests import architectures as nets
+from tests.proof import fill, hooked, prove_readers, unit_set, weights_kept
 
 
 @dataclass(frozen=True)
@@ -493,73 +492,10 @@ def known(side: str) -> list[Any]:
     ]
 
 
-@contextmanager
-def hooked(model: nn.Module, name: str, hook: Callable[..., Any]) -> Any:
-    """Change, or look at, what a module returns."""
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    yield
-    handle.remove()
-
-
-@contextmanager
-def weights_kept(model: nn.Module) -> Any:
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    with torch.no_grad():
-        yield
-    model.load_state_dict(before)
-
-
-def fill(model: nn.Module, wire: Wire, unit: int, value: Callable[[Tensor], Tensor]) -> None:
-    """Overwrite exactly what a wire says is a unit's in the weight, groups and all."""
-    assert wire.weight is not None
-    weight = model.get_parameter(wire.weight)
-    for index in wire.slices(np.array([unit])):
-        if wire.axis == 0:
-            weight[index] = value(weight[index])
-        else:
-            rows, columns = weight.shape[0] // wire.groups, weight.shape[1]
-            group, column = divmod(int(index), columns)
-            there = slice(group * rows, (group + 1) * rows), column
-            weight[there] = value(weight[there])
-
-
-def unit_set(site: Site, unit: int, value: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: Any, h: Tensor) -> Tensor:
-        h = h.clone()
-        there = h.select(site.unit_dim, unit)
-        there.copy_(value(there))
-        return h
-
-    return hook
-
-
-def differ(a: Tensor, b: Tensor) -> bool:
-    return not torch.allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize(("case", "name"), known("read"))
 def test_zeroed_columns_do_what_a_zeroed_unit_does(case: Case, name: str) -> None:
-    """Where other values share the columns, or a norm stands between, the unit has no say more."""
     model, x, sites = trace(case)
-    site = sites[name]
-    units = site.producers[0].units if site.producers else site.consumers[0].units
-    plain = not any(wire.shared or wire.through for wire in site.consumers)
-    replaced = torch.zeros_like if plain else torch.randn_like
-    told = []
-    for unit in units:
-        with weights_kept(model), hooked(model, name, unit_set(site, unit, replaced)):
-            without = model(x)
-            for wire in site.consumers:
-                fill(model, wire, unit, torch.zeros_like)
-            silenced = model(x)
-        with weights_kept(model):
-            before = model(x)
-            for wire in site.consumers:
-                fill(model, wire, unit, torch.zeros_like)
-            after = model(x)
-        torch.testing.assert_close(after, without if plain else silenced)
-        told.append(differ(before, without))
-    assert any(told)
+    prove_readers(model, x, sites[name])
 
 
 def pre_activations(model: Any, x: Tensor, name: str) -> Tensor:

@@ -10,7 +10,10 @@ from deadwatch.observe.labels import Label, Op, on_label, tensors_in, unknown
 from deadwatch.records import Wire
 
 # What may return the shape it was given with the axes changed.
-_MOVING = frozenset({"rot90", "inverse", "pinverse", "cov", "corrcoef", "chain_matmul", "cdist"})
+_MOVING = frozenset(
+    {"rot90", "inverse", "pinverse", "cov", "corrcoef", "cdist"}
+    | {"tensordot", "inner", "chain_matmul", "addbmm", "baddbmm"}
+)
 
 
 @on_label
@@ -22,7 +25,7 @@ def same(op: Op, label: Label, dim: int) -> None:
 def changed(op: Op) -> None:
     """Keeps every unit where it is, with other values."""
     label = op.label
-    if label is None or label.dim is None or _writes_into_view(op):
+    if label is None or label.dim is None or _writes_elsewhere(op):
         return mixed(op)
     parts, note = label.parts_with(through=op.name), label.note or _between(op)
     return op.follow(label.dim, note=note, stem=(), parts=parts)
@@ -38,10 +41,10 @@ def scale(op: Op) -> None:
 def add(op: Op) -> None:
     """A sum of two tensors with the same units: what produces it is both, in branches."""
     operands = op.args[:2] if len(op.args) == 2 and not op.kwargs else ()
-    if operands and not isinstance(operands[1], Tensor) and operands[1] == 0:
+    if operands and isinstance(operands[1], (int, float)) and operands[1] == 0:
         return same(op)  # as Python's own sum() begins
     found = op.labelled()
-    if len(operands) != 2 or len(found) != 2 or _writes_into_view(op) or not _aligned(op, found):
+    if len(operands) != 2 or len(found) != 2 or _writes_elsewhere(op) or not _aligned(op, found):
         return mixed(op)
     for _, label in found:
         label.read_by(op.name)
@@ -114,6 +117,7 @@ def _between(op: Op) -> str:
     return f"{op.name} stands between its producers and the activation"
 
 
-def _writes_into_view(op: Op) -> bool:
-    """Whether it writes into a part of another tensor, whose label knows nothing of it."""
-    return op.result is op.first and op.first._is_view()
+def _writes_elsewhere(op: Op) -> bool:
+    """Whether it writes in place, where other tensors see it whose labels know nothing of it."""
+    seen = op.label is not None and op.label.readers
+    return op.result is op.first and bool(op.first._is_view() or seen)

@@ -190,7 +190,7 @@ class Tracer:
         try:
             # What returns nothing may have written; what returns no tensor only looked.
             if result is None or any(True for _ in tensors_in(result)):
-                self._count_uses(args, kwargs)
+                self._count_uses(args, kwargs, result)
                 name = _name(func)
                 rule = unknown if result is None else RULES.get(name, unlisted)
                 rule(Op(self, func, name, args, kwargs, result, shapes))
@@ -214,13 +214,15 @@ class Tracer:
             stacklevel=3,
         )
 
-    def _count_uses(self, args: Any, kwargs: Any) -> None:
+    def _count_uses(self, args: Any, kwargs: Any, result: Any) -> None:
+        """Count the uses of parameters, also by way of views; taking a view is no use yet."""
         for tensor in tensors_in((args, kwargs)):
-            name = self.parameter_name(tensor)
-            if name is not None:
+            parameter = tensor if self.parameter_name(tensor) else tensor._base
+            name = self.parameter_name(parameter)
+            if parameter is not None and name is not None and not _views(result, parameter):
                 self._roles[name].add((self._frame, self._uses[name]))
                 self._uses[name] += 1
-                self._seen[name] = tuple(tensor.shape)
+                self._seen[name] = tuple(parameter.shape)
 
     def label_of(self, tensor: Tensor) -> Label | None:
         """The label of a tensor."""
@@ -278,6 +280,10 @@ class Tracer:
                 for kept, label in zip(tensors, labels, strict=True):
                     if id(kept) in held:
                         label.lose(f"it is kept in a {type(holder).__name__} by the forward")
+
+
+def _views(result: Any, base: Tensor) -> bool:
+    return any(tensor._base is base for tensor in tensors_in(result))
 
 
 def _name(func: Callable[..., Any]) -> str:
