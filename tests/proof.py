@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deadwatch.observe.sites import pre_activation
 from deadwatch.records import Site, Wire
 
 
@@ -82,3 +83,50 @@ def prove_readers(model: Any, x: Tensor, site: Site) -> None:
         torch.testing.assert_close(after, without if plain else silenced)
         told.append(differ(before, without))
     assert any(told)
+
+
+def pre_activations(model: Any, x: Tensor, name: str) -> Tensor:
+    seen: list[Tensor] = []
+    module = model.get_submodule(name)
+    handle = module.register_forward_pre_hook(
+        lambda m, args: seen.append(pre_activation(m, args[0]).clone())
+    )
+    model(x)
+    handle.remove()
+    return seen[-1]
+
+
+def prove_producers(model: Any, x: Tensor, site: Site, sites: Mapping[str, Site]) -> None:
+    """The rows of a unit move that unit alone, and without all of them it is constant.
+
+    So no producer is missing: of a sum, all summands are named, the skipped site included.
+    """
+    for unit in range(site.producers[0].units.stop):
+        for wire in (wire for wire in site.producers if wire.weight is not None):
+            _prove_alone(model, x, site, wire, unit)
+    unit = 1
+    assert not _constant(model, x, site, unit)
+    skips = [wire.module for wire in site.producers if wire.kind == "skip"]
+    with weights_kept(model):
+        for wire in (wire for wire in site.producers if wire.weight is not None):
+            fill(model, wire, unit, torch.zeros_like)
+        for name in skips:
+            assert not _constant(model, x, site, unit)
+            with hooked(model, name, unit_set(sites[name], unit, torch.zeros_like)):
+                assert _constant(model, x, site, unit)
+        assert skips or _constant(model, x, site, unit)
+
+
+def _prove_alone(model: Any, x: Tensor, site: Site, wire: Wire, unit: int) -> None:
+    with weights_kept(model):
+        before = pre_activations(model, x, site.name)
+        fill(model, wire, unit, lambda row: row + 1)
+        if wire.bias is not None:
+            model.get_parameter(wire.bias)[wire.offset + unit] += 1
+        moved = pre_activations(model, x, site.name) != before
+    rest = [axis for axis in range(moved.ndim) if axis != site.unit_dim % moved.ndim]
+    assert moved.sum(rest).nonzero().flatten().tolist() == [unit]
+
+
+def _constant(model: Any, x: Tensor, site: Site, unit: int) -> bool:
+    return bool(pre_activations(model, x, site.name).select(site.unit_dim, unit).std() < 1e-6)

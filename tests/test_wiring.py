@@ -508,3 +508,59 @@ def test_an_activation_may_read_its_input_several_times(act: Callable[[], nn.Mod
     site = site_of(mlp(act), vectors(), "1")
     assert names(site.producers) == ["linear 0.weight"]
     assert names(site.consumers) == ["linear 2.weight"]
+
+
+def test_branches_are_numbered_and_what_follows_them_is_not() -> None:
+    def sums(net: Net, x: Tensor) -> Any:
+        return net.act(net.norm(net.up(x) + (net.second(x) + net.act0(net.third(x)))))
+
+    model = Net(sums)
+    model.second, model.third, model.act0 = nn.Linear(12, 8), nn.Linear(12, 8), nn.ReLU()
+    model.norm = nn.BatchNorm1d(8)
+    site = site_of(model, vectors(), "act")
+    assert [(wire.kind, wire.module, wire.branch) for wire in site.producers] == [
+        ("linear", "up", 1),
+        ("linear", "second", 2),
+        ("skip", "act0", 3),
+        ("batch_norm", "norm", 0),
+    ]
+
+
+def test_a_sum_of_a_normed_sum_is_unknown() -> None:
+    def sums(net: Net, x: Tensor) -> Any:
+        return net.act(net.norm(net.up(x) + net.second(x)) + net.third(x))
+
+    model = Net(sums)
+    model.second, model.third = nn.Linear(12, 8), nn.Linear(12, 8)
+    model.norm = nn.BatchNorm1d(8)
+    assert "add stands between" in site_of(model, vectors(), "act").producers_note
+
+
+def test_a_transposed_weight_used_twice_is_tied() -> None:
+    def tied(net: Net, x: Tensor) -> Any:
+        weight = net.down.weight.t()
+        return net.act(net.up(x)) @ weight + torch.ones(20, 8) @ weight
+
+    site = site_of(Net(tied), vectors(), "act")
+    assert site.consumers_note == "down.weight is used in 2 places"
+
+
+def test_a_sum_in_place_that_a_view_shares_is_unknown() -> None:
+    def shared(net: Net, x: Tensor) -> Any:
+        h = _hidden(net, x)
+        view = h.view(-1, 8)
+        h += net.other_act(net.up2(x))
+        return net.down(view)
+
+    model = Net(shared)
+    model.up2, model.other_act = nn.Linear(12, 8), nn.ReLU()
+    assert "read by add" in site_of(model, vectors(), "act").consumers_note
+
+
+def test_a_parameter_that_changes_its_size_is_unknown() -> None:
+    model = mlp()
+    with Watch(model) as watch:
+        model(vectors())
+        model[0] = nn.Linear(12, 17)
+        report = watch.close_window()
+    assert report["1"].site.producers_note == "0.weight had shape (16, 12) and now has (17, 12)"

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from deadwatch import Watch
-from deadwatch.observe.sites import pre_activation
 from deadwatch.records import Site
 from tests import architectures as nets
-from tests.proof import fill, hooked, prove_readers, unit_set, weights_kept
+from tests.proof import prove_producers, prove_readers
 
 
 @dataclass(frozen=True)
@@ -498,47 +497,7 @@ def test_zeroed_columns_do_what_a_zeroed_unit_does(case: Case, name: str) -> Non
     prove_readers(model, x, sites[name])
 
 
-def pre_activations(model: Any, x: Tensor, name: str) -> Tensor:
-    seen: list[Tensor] = []
-    module = model.get_submodule(name)
-    handle = module.register_forward_pre_hook(
-        lambda m, args: seen.append(pre_activation(m, args[0]).clone())
-    )
-    model(x)
-    handle.remove()
-    return seen[-1]
-
-
 @pytest.mark.parametrize(("case", "name"), known("made"))
-def test_rows_of_the_producers_move_their_unit_alone(case: Case, name: str) -> None:
+def test_rows_of_the_producers_are_their_unit(case: Case, name: str) -> None:
     model, x, sites = trace(case)
-    site = sites[name]
-    for unit in range(site.producers[0].units.stop):
-        for wire in (wire for wire in site.producers if wire.weight is not None):
-            with weights_kept(model):
-                before = pre_activations(model, x, name)
-                fill(model, wire, unit, lambda row: row + 1)
-                if wire.bias is not None:
-                    model.get_parameter(wire.bias)[wire.offset + unit] += 1
-                moved = pre_activations(model, x, name) != before
-            rest = [axis for axis in range(moved.ndim) if axis != site.unit_dim % moved.ndim]
-            assert moved.sum(rest).nonzero().flatten().tolist() == [unit]
-
-
-@pytest.mark.parametrize(("case", "name"), known("made"))
-def test_without_its_rows_a_unit_is_constant(case: Case, name: str) -> None:
-    """So no producer is missing: of a sum, all summands are named, the skipped site included."""
-    model, x, sites = trace(case)
-    site, unit = sites[name], 1
-    assert pre_activations(model, x, name).select(site.unit_dim, unit).std() > 1e-3
-    skips = [wire.module for wire in site.producers if wire.kind == "skip"]
-    with weights_kept(model):
-        for wire in (wire for wire in site.producers if wire.weight is not None):
-            fill(model, wire, unit, torch.zeros_like)
-        if skips:
-            assert pre_activations(model, x, name).select(site.unit_dim, unit).std() > 1e-3
-            with hooked(model, skips[0], unit_set(sites[skips[0]], unit, torch.zeros_like)):
-                z = pre_activations(model, x, name)
-        else:
-            z = pre_activations(model, x, name)
-    assert z.select(site.unit_dim, unit).std() < 1e-6
+    prove_producers(model, x, sites[name], sites)
