@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -188,15 +189,22 @@ class Tracer:
         shapes = self._shapes(args, kwargs)
         result = func(*args, **kwargs)
         try:
-            # What returns nothing may have written; what returns no tensor only looked.
-            if result is None or any(True for _ in tensors_in(result)):
-                self._count_uses(args, kwargs, result)
-                name = _name(func)
-                rule = unknown if result is None else RULES.get(name, unlisted)
-                rule(Op(self, func, name, args, kwargs, result, shapes))
+            # What looks at tensors here is nothing that another watch should follow.
+            with torch._C.DisableTorchFunction():
+                self._follow(func, args, kwargs, result, shapes)
         except Exception as error:  # never break training
             self._fail(error)
         return result
+
+    def _follow(
+        self, func: Any, args: Any, kwargs: Any, result: Any, shapes: dict[int, tuple[int, ...]]
+    ) -> None:
+        # What returns nothing may have written; what returns no tensor only looked.
+        if result is None or any(True for _ in tensors_in(result)):
+            self._count_uses(args, kwargs, result)
+            name = _name(func)
+            rule = unknown if result is None else RULES.get(name, unlisted)
+            rule(Op(self, func, name, args, kwargs, result, shapes))
 
     def _shapes(self, args: Any, kwargs: Any) -> dict[int, tuple[int, ...]]:
         try:
