@@ -190,12 +190,14 @@ BEFORE = [
     Before("every-second", lambda z: z[..., ::2], "takes some of its units"),
     Before("alpha", lambda z: F.alpha_dropout(z, 0.5), "alpha_dropout stands between"),
     Before("scaled", lambda z: 0.5 * z, "mul stands between"),
-    Before("added-to-itself", lambda z: z + z, "read by add and add"),
+    Before("added-to-itself", lambda z: z + z, "add stands between"),
     Before("twice-the-other", lambda z: torch.add(z, z, alpha=2), "add stands between"),
     Before("in-place", lambda z: z.mul_(2), "mul_ stands between"),
     Before("into-a-view", lambda z: z.view(15, 4).mul_(2), "mul_ stands between"),
     Before("sorted", lambda z: z.sort(1)[0], "sort stands between"),
     Before("normalised", lambda z: F.normalize(z, dim=-1), "normalize stands between"),
+    Before("bytes", lambda z: z[0].view(torch.uint8).view(torch.float32), "no known operation"),
+    Before("rms-norm", lambda z: F.rms_norm(z, (4,)), "rms_norm stands between"),
     Before("heads", lambda z: z.view(5, 3, 2, 2), "a reshape spreads its units"),
     Before(
         "merged-heads", lambda z: z.view(5, 3, 2, 2).transpose(1, 2).mT.flatten(1, 2), "spreads", 1

@@ -564,3 +564,13 @@ def test_a_parameter_that_changes_its_size_is_unknown() -> None:
         model[0] = nn.Linear(12, 17)
         report = watch.close_window()
     assert report["1"].site.producers_note == "0.weight had shape (16, 12) and now has (17, 12)"
+
+
+def test_a_loop_that_sums_up_its_results_stays_cheap() -> None:
+    def loop(net: Net, x: Tensor) -> Any:
+        total = net.up(x)
+        for _ in range(300):
+            total = total + net.up(x)
+        return net.act(total)
+
+    assert "add stands between" in site_of(Net(loop), vectors(), "act").producers_note

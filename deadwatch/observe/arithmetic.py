@@ -9,6 +9,9 @@ from torch import Tensor
 from deadwatch.observe.labels import Label, Op, on_label, tensors_in, unknown
 from deadwatch.records import Wire
 
+# Longer sums, say of the steps of a loop, are not worth their bookkeeping.
+_MOST = 500
+
 # What may return the shape it was given with the axes changed.
 _MOVING = frozenset(
     {"rot90", "inverse", "pinverse", "cov", "corrcoef", "cdist"}
@@ -46,6 +49,8 @@ def add(op: Op) -> None:
     found = op.labelled()
     if len(operands) != 2 or len(found) != 2 or _writes_elsewhere(op) or not _aligned(op, found):
         return mixed(op)
+    if sum(len(label.parts) for _, label in found) > _MOST:
+        return mixed(op)
     for _, label in found:
         label.read_by(op.name)
     summands = [_summand(op, tensor, label) for tensor, label in found]
@@ -80,10 +85,18 @@ def _summand(op: Op, tensor: Tensor, label: Label) -> tuple[Wire, ...]:
     return tuple(Wire("skip", site, None, None, units=range(size)) for site in sites)
 
 
+def _repeat(summands: list[tuple[Wire, ...]]) -> bool:
+    """Whether a layer adds to several summands, as in a loop that sums up its results."""
+    weights = [wire.weight for chain in summands for wire in chain if wire.weight is not None]
+    return len(set(weights)) < len(weights)
+
+
 def _branches(summands: list[tuple[Wire, ...]]) -> tuple[Wire, ...]:
     """The chains of all summands, numbered from 1; empty if one is not known."""
     wires: list[Wire] = []
     count = 0
+    if _repeat(summands) or sum(map(len, summands)) > _MOST:
+        return ()
     for chain in summands:
         numbers = {wire.branch for wire in chain}
         if not chain or (len(numbers) > 1 and 0 in numbers):

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deadwatch.observe.arithmetic import unlisted
 from deadwatch.observe.labels import (
     Label,
     Op,
@@ -217,7 +218,7 @@ def norm(kind: str) -> Rule:
     def rule(op: Op) -> None:
         axes = op.argument(1, "normalized_shape") if kind == "layer_norm" else (1,)
         if "weight" not in op.kwargs or len(axes) != 1:
-            return unknown(op)
+            return unlisted(op)
         dim = op.result.ndim - 1 if kind == "layer_norm" else 1
         label = op.label
         if label is None or label.dim != dim or label.spread:

@@ -112,6 +112,8 @@ def _gather(op: Op, index: tuple[Any, ...]) -> None:
 def reshape(op: Op, label: Label, dim: int) -> None:
     """Keeps the units on one axis, spreads them over several, or merges what was spread."""
     units = (*label.spread, dim)
+    if op.result.dtype != op.first.dtype:
+        return unknown(op)  # the same bytes in another meaning
     found = _regroup(op.shape, tuple(op.result.shape), units)
     if not found or (len(found) > 1 and len(op.shape) == 2):
         return unknown(op)  # features unfolded into an image: which axis is meant is open
