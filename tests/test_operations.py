@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -227,3 +229,45 @@ def test_producers(before: Before) -> None:
     assert site.unit_dim == before.dim
     if site.producers:
         prove_producers(model.eval(), x, site, {"act": site})
+
+
+# ── any order ───────────────────────────────────────────────────────────────────────────────
+
+Move = Callable[[Tensor, random.Random], Tensor]
+
+MOVES: list[Move] = [
+    lambda h, r: h.transpose(r.randrange(h.ndim), r.randrange(h.ndim)),
+    lambda h, r: h.flatten(i := r.randrange(h.ndim), min(i + 1, h.ndim - 1)),
+    lambda h, r: h.unflatten(-1, (2, -1)) if h.shape[-1] % 2 == 0 else h.mT,
+    lambda h, r: h.chunk(2, r.randrange(h.ndim))[0],
+    lambda h, r: h[(slice(None),) * r.randrange(h.ndim) + (slice(1, None),)],
+    lambda h, r: torch.cat([h, h], r.randrange(h.ndim)),
+    lambda h, r: torch.cat([torch.ones_like(h), h], r.randrange(h.ndim)),
+    lambda h, r: h.unsqueeze(r.randrange(h.ndim + 1)),
+    lambda h, r: F.pad(h, (0, r.randrange(2), r.randrange(2), 1)) if h.ndim > 1 else h,
+    lambda h, r: h.amax(r.randrange(h.ndim)) if h.ndim > 2 else h,
+    lambda h, r: h + h if r.random() < 0.5 else h * 0.5,
+]
+
+
+def stirred(h: Tensor, seed: int) -> Tensor:
+    """A few moves by chance."""
+    r = random.Random(seed)
+    for _ in range(r.randrange(1, 5)):
+        moved = r.choice(MOVES)(h, r)
+        h = moved if moved.numel() else h
+    return h
+
+
+def test_moves_in_any_order_are_followed_or_unknown() -> None:
+    known = 0
+    for seed in range(200):
+        width = stirred(torch.ones(4, 4, 6), seed).shape[-1]
+        step = Step("", lambda h, s=seed: stirred(h, s), "", linear(width), lambda: nn.Linear(6, 6))  # type: ignore[misc]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, x, site = traced(replace(step, batch=(4, 4, 6)))
+        if site.consumers:
+            known += 1
+            prove_readers(model, x, site)
+    assert known > 60, known
