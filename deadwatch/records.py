@@ -55,34 +55,76 @@ class Gate:
         return self.inside and self.low == -math.inf and self.high == math.inf
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Wire:
     """One operation that produces a site's units, or reads them.
 
-    Unit ``c`` is row ``c`` of a producer's tensors. In a consumer it is the columns
-    ``[c * block, (c + 1) * block)`` of the weight's second axis.
+    Along ``axis`` of the weight, unit ``c`` is the ``block`` indices from ``offset + c * block``;
+    see `slices`. In a producer, index ``offset + c`` of the bias is unit ``c``'s as well.
 
     Attributes:
-        kind: ``"linear"``, ``"conv"``, ``"batch_norm"``, ``"layer_norm"``, ``"group_norm"``.
-        module: Path of the module that owns the weight.
+        kind: ``"linear"``, ``"conv"``, ``"conv_transpose"``, ``"batch_norm"``, ``"layer_norm"``,
+            ``"group_norm"``; or ``"skip"`` for a summand of the pre-activation that is the output
+            of another site, and has no parameters.
+        module: Path of the module that owns the weight; for a skip, the name of that site.
         weight: Parameter name of the weight, or None where there is none.
         bias: Parameter name of the bias, or None where there is none.
-        block: Weight columns per unit (more than 1 after a flatten).
+        axis: Axis of the weight along which the units lie. Producers mostly have rows (0) and
+            readers columns (1); transposed convolutions and ``x @ W`` the other way round.
+        units: The units it makes or reads; fewer than the site has if a slice took some of them.
+        offset: Where unit 0 begins; negative if a slice left the first units behind.
+        block: Indices per unit (more than 1 after a flatten).
+        groups: In how many groups of rows axis 1 is laid out, in a grouped convolution: index ``i``
+            is slice ``i % n`` of group ``i // n``, where ``n`` is the length of axis 1.
         padded: True if zeros are padded around what is read, so that a constant contribution
             is not a constant at the border.
+        shared: True if what is read holds other values besides the units: a skip connection added
+            to them, or a concatenation along another axis.
+        through: What changes the units' values before they are read, such as ``"batch_norm"``;
+            empty if a reader sees the site's own output.
+        branch: Where several layers add up to the pre-activation, the number of the summand, from
+            1; 0 for what all share.
     """
 
     kind: str
     module: str
     weight: str | None
     bias: str | None
+    axis: int = 0
+    units: range = range(0)
+    offset: int = 0
     block: int = 1
+    groups: int = 1
     padded: bool = False
+    shared: bool = False
+    through: str = ""
+    branch: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters there are, weight first."""
         return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    def slices(self, units: Ints) -> Ints:
+        """The indices along ``axis`` that belong to ``units``, so far as they are in it."""
+        inside = units[(units >= self.units.start) & (units < self.units.stop)]
+        found: Ints = (self.offset + inside[:, None] * self.block + np.arange(self.block)).ravel()
+        return found
+
+    def __repr__(self) -> str:
+        if self.kind == "skip":
+            return f"<skip from {self.module}>"
+        ends = (self.offset + end * self.block for end in (self.units.start, self.units.stop))
+        span = ":, " * self.axis + ":".join(map(str, ends))
+        told = {
+            f" + {self.bias}": self.bias,
+            f" in {self.groups} groups": self.groups > 1,
+            f" behind a {self.through}": self.through,
+            " shared": self.shared,
+        }
+        return (
+            f"<{self.kind} {self.weight or self.module}[{span}]{''.join(filter(told.get, told))}>"
+        )
 
 
 @dataclass(frozen=True)

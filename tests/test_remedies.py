@@ -579,3 +579,141 @@ def test_deep_units_are_left_to_another_remedy() -> None:
 def test_every_remedy_says_its_arguments() -> None:
     assert repr(BiasWarming(gamma=0.1)).startswith("BiasWarming(gamma=0.1, hold=50, anneal=200")
     assert repr(Swap("elu")) == "Swap(to='elu', only='dead', slope=None, quiet=None)"
+
+
+# ── wires that are more than whole rows and columns ─────────────────────────────────────────
+
+
+def judged(model: nn.Module, x: Tensor, remedy: Remedy) -> Any:
+    """The report of one window, with a remedy for whatever is dead."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    policy, rules = Policy(remedy, when=0.0), Rules(min_samples=1)
+    with Watch(model, optimizer=optimizer, policy=policy, rules=rules) as watch:
+        model(x)
+        return watch.close_window()
+
+
+class Halves(nn.Module):
+    """Two activations on slices of one layer, read at an offset of one concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.low, self.high = nn.Linear(6, 8), nn.ReLU(), nn.Hardtanh()
+        self.down = nn.Linear(14, 3)
+        with torch.no_grad():
+            self.up.bias[5] = 99  # stuck at 1, which must be folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.up(x).chunk(2, -1)
+        low, high = self.low(low), self.high(high)
+        out: Tensor = self.down(torch.cat([x, high, low[:, :0], high], -1))
+        return out
+
+
+def test_slices_of_rows_and_offsets_of_columns_are_treated_where_they_lie() -> None:
+    model = Halves()
+    before = model(X)
+    (treatment,) = judged(model, X, Recycle()).treatments
+    torch.testing.assert_close(model(X), before)
+    assert (treatment.site, treatment.units.tolist(), treatment.quiet) == ("high", [1], True)
+    written = [(c.tensor, c.axis, c.index.tolist()) for c in treatment.changes]
+    assert written == [
+        ("down.bias", 0, [0, 1, 2]),
+        ("down.weight", 1, [7]),
+        ("down.weight", 1, [11]),
+        ("up.weight", 0, [5]),
+        ("up.bias", 0, [5]),
+    ]
+
+
+@pytest.mark.parametrize("remedy", [Recycle(), ThermalKick()], ids=lambda r: r.name)
+def test_a_depthwise_reader_is_silenced_by_its_rows(remedy: Remedy) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Hardtanh(), nn.Conv2d(4, 8, 2, groups=4))
+    with torch.no_grad():
+        model[0].bias[2] = 99
+    x = torch.randn(5, 3, 4, 4)
+    before = model(x)
+    (treatment,) = judged(model, x, remedy).treatments
+    torch.testing.assert_close(model(x), before)
+    silenced = [c.index.tolist() for c in treatment.changes if c.tensor == "2.weight"]
+    assert silenced == [[4, 5]]
+    assert not model[2].weight[4:6].any()
+
+
+def test_a_transposed_convolution_is_recycled_by_its_columns() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.ConvTranspose1d(3, 4, 2), nn.ReLU(), nn.ConvTranspose1d(4, 2, 2))
+    with torch.no_grad():
+        model[0].bias[1] = -99
+    x, old = torch.randn(5, 3, 4), model[0].weight.clone()
+    before = model(x)
+    (treatment,) = judged(model, x, Recycle()).treatments
+    torch.testing.assert_close(model(x), before)
+    assert treatment.units.tolist() == [1]
+    changed = (model[0].weight != old).any(0).any(-1)
+    assert changed.tolist() == [False, True, False, False]
+    assert not model[2].weight[1].any()
+
+
+def grouped_reader() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 4, 1, groups=2))
+
+
+def normed_reader() -> nn.Module:
+    return nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.BatchNorm1d(4), nn.Conv1d(4, 2, 1))
+
+
+def grouped_producer() -> nn.Module:
+    return nn.Sequential(nn.ConvTranspose1d(4, 4, 1, groups=2), nn.ReLU(), nn.Conv1d(4, 2, 1))
+
+
+class Summed(nn.Module):
+    """Layer 0 and a skip are added before activation 1, whose output is added to again."""
+
+    def __init__(self, after: bool) -> None:
+        super().__init__()
+        layers = nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 1), nn.Conv1d(3, 4, 1), nn.ReLU()
+        for index, layer in enumerate(layers):
+            self.add_module(str(index), layer)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        make, act, read, other, skip = self.children()
+        aside = skip(other(x))
+        return read(act(make(x)) + aside) if self.after else read(act(make(x) + aside))
+
+
+REFUSED = [
+    ("grouped-reader", grouped_reader, Recycle(), "2 is a convolution in 2 groups"),
+    ("normed-reader", normed_reader, Recycle(), "a batch_norm stands between it and 3"),
+    ("grouped-producer", grouped_producer, ThermalKick(), "0 is a transposed convolution in"),
+    ("summed-after", lambda: Summed(True), Recycle(), "2 reads it together with other values"),
+    ("summed-before", lambda: Summed(False), BiasWarming(), "several layers add up to its pre-a"),
+    ("summed-recycle", lambda: Summed(False), Recycle(), "<conv 0.weight[0:4] + 0.bias>, <skip"),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "remedy", "reason"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED]
+)
+def test_wires_that_cannot_be_treated_are_refused(
+    build: Callable[[], nn.Module], remedy: Remedy, reason: str
+) -> None:
+    torch.manual_seed(0)
+    model = build()
+    model.get_parameter("0.bias").data[0] = -99
+    inputs = model.get_submodule("0").in_channels
+    before = copy.deepcopy(model.state_dict())
+    report = judged(model, torch.randn(8, inputs, 5), remedy)
+    assert reason in next(r.reason for r in report.refusals if r.site == "1")
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+def test_a_shared_reader_is_treated_loudly_unless_quiet_is_insisted_on() -> None:
+    torch.manual_seed(0)
+    model = normed_reader()
+    model.get_parameter("0.bias").data[0] = -99
+    (treatment,) = judged(model, torch.randn(8, 3, 5), ThermalKick()).treatments
+    assert not treatment.quiet

@@ -117,7 +117,7 @@ class SiteState:
 
     def resolve(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Take over what a trace knows of this site's wiring."""
-        found = tracer.wiring(self.site.name, self.units, shapes)
+        found = tracer.wiring(self.site.name, shapes)
         self.site = replace(self.site, **vars(found))
 
     def restart(self, age: Ints) -> None:

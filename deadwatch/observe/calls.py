@@ -300,7 +300,7 @@ class Calls:
                 place.follow(state, module)
             state.observe(z, self.clock.tick, self.clock.every)
         if self._tracing is frame:
-            self.tracer.enter_site(name, source, state.dim_of(source))
+            self.tracer.enter_site(name, source, state.dim_of(source), state.units)
         return state
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:

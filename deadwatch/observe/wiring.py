@@ -2,8 +2,9 @@
 
 Resolved from real data flow, once: while the first counted forward through each part of the model
 runs, the tracer is handed every torch function that is called; it attaches a label to every tensor
-whose unit axis it understands and follows it through the operations (`operations.py`). What it
-does not understand is recorded with its reason, never guessed: a remedy can then refuse.
+whose unit axis it understands (`labels.py`) and follows it through the operations
+(`operations.py`). What it does not understand is recorded with its reason, never guessed: a remedy
+can then refuse.
 
 What a function mode cannot see is looked for afterwards: readers in autograd's graph that no
 function accounts for (scripted modules), and tensors that the forward left in some attribute.
@@ -23,11 +24,14 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import UnknownWiringWarning
-from deadwatch.observe.operations import RULES, Flow, Label, Op, tensors_in, unknown
+from deadwatch.observe.arithmetic import unlisted
+from deadwatch.observe.labels import Flow, Label, Op, Part, cut_stem, tensors_in, unknown
+from deadwatch.observe.operations import RULES
 from deadwatch.records import Wire
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -41,6 +45,16 @@ class Wiring:
     consumers: tuple[Wire, ...]
     producers_note: str
     consumers_note: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a site in the forward in progress."""
+
+    label: Label | None
+    stem: tuple[Wire, ...]
+    flow: Flow
+    note: str
 
 
 @dataclass(frozen=True)
@@ -69,9 +83,10 @@ class Tracer:
         self._known: dict[str, dict[_Visit, None]] = defaultdict(dict)
         # A parameter's roles: the same use in a repeated forward is one role.
         self._roles: dict[str, set[tuple[str, int]]] = defaultdict(set)
+        self._seen: dict[str, tuple[int, ...]] = {}  # the parameters' shapes
         self._frame = ""
         self._uses: Counter[str] = Counter()
-        self._open: dict[str, tuple[Label | None, Flow, str]] = {}
+        self._open: dict[str, _Call] = {}
 
     # ── one forward ─────────────────────────────────────────────────────────────────────
 
@@ -92,8 +107,8 @@ class Tracer:
                     self.read(label, "code outside the forward")
             self._find_unseen_readers(output)
             self._find_kept_tensors()
-            for site, (label, flow, note) in self._open.items():
-                self._known[site][_visit(label, flow, note)] = None
+            for site, call in self._open.items():
+                self._known[site][_visit(call)] = None
         except Exception as error:  # never break training
             self._fail(error)
         self.abandon()
@@ -108,23 +123,25 @@ class Tracer:
         label = self.label_of(z)
         return None if label is None or label.dim is None else label.dim - z.ndim
 
-    def enter_site(self, site: str, z: Tensor, dim: int) -> None:
-        """Activation ``site`` reads pre-activation ``z``, whose units lie along ``dim`` < 0."""
+    def enter_site(self, site: str, z: Tensor, dim: int, units: int) -> None:
+        """Activation ``site`` reads ``z``, whose last ``units`` along ``dim`` < 0 are its units."""
         label = self.label_of(z)
-        note = ""
+        note, stem = "", tuple[Wire, ...]()
         if label is not None:
             self.read(label, site)
+            stem = cut_stem(label.stem, z.shape[dim] - units, z.shape[dim])
             if label.dim != dim + z.ndim:
                 note = "its units lie on another axis than those of its producer"
-        self._open[site] = label, Flow(), note
+        self._open[site] = _Call(label, stem, Flow(site), note)
 
     def leave_site(self, site: str, h: Tensor, dim: int) -> None:
         """Tensor ``h`` is the output of activation ``site``, with units along ``dim`` < 0."""
-        label, flow, _ = self._open[site]
+        label, flow = self._open[site].label, self._open[site].flow
         if label is not None and label.node is not None and h.grad_fn is not None:
             # The function may read its input several times; all of them are the site's own.
             label.edges += _edges([h.grad_fn], until=label.node[0])[label.node] - 1
-        self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", flow=flow))
+        parts = (Part(flow, range(h.shape[dim])),)
+        self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", parts=parts))
 
     def overlook(self, module: nn.Module, arguments: Any, reason: str) -> None:
         """The operations of ``module`` will not be seen, for ``reason``."""
@@ -132,7 +149,7 @@ class Tracer:
             label = self.label_of(tensor)
             if label is not None:
                 self.read(label, reason)
-        self._count_uses(tuple(module.parameters()), {})
+        self._count_uses(tuple(module.parameters()), {}, None)
 
     # ── what is known of a site ─────────────────────────────────────────────────────────
 
@@ -140,7 +157,7 @@ class Tracer:
         """Whether there is anything to say of the site's wiring."""
         return bool(self.failed) or site in self._known
 
-    def wiring(self, site: str, units: int, shapes: Shapes) -> Wiring:
+    def wiring(self, site: str, shapes: Shapes) -> Wiring:
         """The wiring of a site; ``shapes`` are those of the model's parameters now."""
         if self.failed:
             return Wiring((), (), self.failed, self.failed)
@@ -149,10 +166,10 @@ class Tracer:
         if len({visit.stem for visit in visits}) > 1:
             producers_note = producers_note or "different layers feed it in turn"
         stem = visits[0].stem
-        producers_note = producers_note or self._unfit(stem, 0, units, shapes)
+        producers_note = producers_note or self._unfit(stem, shapes)
         consumers_note = next((v.readers_note for v in visits if v.readers_note), "")
         readers = tuple(dict.fromkeys(wire for visit in visits for wire in visit.readers))
-        consumers_note = consumers_note or self._unfit(readers, 1, units, shapes)
+        consumers_note = consumers_note or self._unfit(readers, shapes)
         return Wiring(
             () if producers_note else stem,
             () if consumers_note else readers,
@@ -160,19 +177,15 @@ class Tracer:
             consumers_note,
         )
 
-    def _unfit(self, wires: tuple[Wire, ...], axis: int, units: int, shapes: Shapes) -> str:
+    def _unfit(self, wires: tuple[Wire, ...], shapes: Shapes) -> str:
         """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""
-        for wire in wires:
-            for name in wire.names:
-                if len(self._roles[name]) > 1:
-                    return f"{name} is used in {len(self._roles[name])} places"
-                if name not in shapes:
-                    return f"{name} is no longer a parameter of the model"
-                sizes = (
-                    shapes[name] if axis == 0 or name == wire.weight else (0, units * wire.block)
-                )
-                if len(sizes) <= axis or sizes[axis] != units * (wire.block if axis else 1):
-                    return f"{name} has shape {shapes[name]}, which does not fit {units} units"
+        for name in (name for wire in wires for name in wire.names):
+            if len(self._roles[name]) > 1:
+                return f"{name} is used in {len(self._roles[name])} places"
+            if name not in shapes:
+                return f"{name} is no longer a parameter of the model"
+            if shapes[name] != self._seen[name]:
+                return f"{name} had shape {self._seen[name]} and now has {shapes[name]}"
         return ""
 
     # ── following operations ────────────────────────────────────────────────────────────
@@ -184,15 +197,22 @@ class Tracer:
         shapes = self._shapes(args, kwargs)
         result = func(*args, **kwargs)
         try:
-            # What returns nothing may have written; what returns no tensor only looked.
-            if result is None or any(True for _ in tensors_in(result)):
-                self._count_uses(args, kwargs)
-                name = getattr(func, "__name__", str(func))
-                rule = unknown if result is None else RULES.get(name, unknown)
-                rule(Op(self, name, args, kwargs, result, shapes))
+            # What looks at tensors here is nothing that another watch should follow.
+            with torch._C.DisableTorchFunction():
+                self._follow(func, args, kwargs, result, shapes)
         except Exception as error:  # never break training
             self._fail(error)
         return result
+
+    def _follow(
+        self, func: Any, args: Any, kwargs: Any, result: Any, shapes: dict[int, tuple[int, ...]]
+    ) -> None:
+        # What returns nothing may have written; what returns no tensor only looked.
+        if result is None or any(True for _ in tensors_in(result)):
+            self._count_uses(args, kwargs, result)
+            name = _name(func)
+            rule = unknown if result is None else RULES.get(name, unlisted)
+            rule(Op(self, func, name, args, kwargs, result, shapes))
 
     def _shapes(self, args: Any, kwargs: Any) -> dict[int, tuple[int, ...]]:
         try:
@@ -210,12 +230,15 @@ class Tracer:
             stacklevel=3,
         )
 
-    def _count_uses(self, args: Any, kwargs: Any) -> None:
+    def _count_uses(self, args: Any, kwargs: Any, result: Any) -> None:
+        """Count the uses of parameters, also by way of views; taking a view is no use yet."""
         for tensor in tensors_in((args, kwargs)):
-            name = self.parameter_name(tensor)
-            if name is not None:
+            parameter = tensor if self.parameter_name(tensor) else tensor._base
+            name = self.parameter_name(parameter)
+            if parameter is not None and name is not None and not _views(result, parameter):
                 self._roles[name].add((self._frame, self._uses[name]))
                 self._uses[name] += 1
+                self._seen[name] = tuple(parameter.shape)
 
     def label_of(self, tensor: Tensor) -> Label | None:
         """The label of a tensor."""
@@ -235,8 +258,7 @@ class Tracer:
     def read(self, label: Label, reader: str) -> None:
         """Note a reader that the chain does not run through."""
         label.read_by(reader)
-        if label.flow is not None:
-            label.flow.lose(f"it is read by {reader}")
+        label.lose_parts(f"it is read by {reader}")
 
     def parameter_name(self, tensor: Any) -> str | None:
         """The name of a parameter of the model; None for anything else."""
@@ -276,24 +298,35 @@ class Tracer:
                         label.lose(f"it is kept in a {type(holder).__name__} by the forward")
 
 
-def _visit(label: Label | None, flow: Flow, note: str) -> _Visit:
-    stem: tuple[Wire, ...] = ()
+def _views(result: Any, base: Tensor) -> bool:
+    return any(tensor._base is base for tensor in tensors_in(result))
+
+
+def _name(func: Callable[..., Any]) -> str:
+    name = getattr(func, "__name__", str(func))
+    # Reading a property such as x.T calls the getter of its descriptor.
+    return str(func.__self__.__name__) if name == "__get__" else name  # type: ignore[attr-defined]
+
+
+def _visit(call: _Call) -> _Visit:
+    label, flow, stem = call.label, call.flow, call.stem
     stem_note = "no known operation produces its pre-activation"
-    if label is not None and (label.note or label.stem):
-        stem, stem_note = label.stem, label.note or note or _other_readers(label)
+    if label is not None and (label.note or stem):
+        stem_note = label.note or call.note or _other_readers(label)
     readers_note = flow.note or ("" if flow.consumers else "nothing in the forward reads it")
     return _Visit(() if stem_note else stem, stem_note, tuple(flow.consumers), readers_note)
 
 
 def _other_readers(label: Label) -> str:
     """What else reads the stem, so that a treatment would show there as well."""
-    link: Label | None = label
-    while link is not None:
-        if len(link.readers) > 1:
-            return f"its pre-activation is read by {' and '.join(link.readers)}"
+    pending = [label]
+    while pending:
+        link = pending.pop()
+        if link.rivals:
+            return f"its pre-activation is read by {link.rivals}"
         if link.lost:
             return f"its pre-activation: {link.lost}"
-        link = link.before
+        pending += link.before
     return ""
 
 

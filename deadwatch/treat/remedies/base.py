@@ -10,7 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ from deadwatch.errors import ConfigError
 from deadwatch.records import Ints, SiteReport, State, Wire
 from deadwatch.treat.optim import OptimizerState, Restart
 from deadwatch.treat.surgery import Edit, Surgery
+
+_DEPTHWISE = "depthwise conv"
 
 
 class CannotTreat(Exception):
@@ -67,11 +69,14 @@ class Case:
         """The linear layer or convolution that makes the units.
 
         Raises:
-            CannotTreat: It is unknown.
+            CannotTreat: It is unknown, or one of several.
         """
         site = self.report.site
         if not site.producers:
             raise CannotTreat(f"its producers are unknown: {site.producers_note}")
+        if any(wire.branch for wire in site.producers):
+            summands = ", ".join(map(str, site.producers))
+            raise CannotTreat(f"several layers add up to its pre-activation: {summands}")
         return site.producers[0]
 
     def norms(self) -> tuple[Wire, ...]:
@@ -91,17 +96,36 @@ class Case:
             if self.optimizers.owner(parameter) is None:
                 raise CannotTreat(f"no optimizer given to deadwatch updates {name}")
 
+    def slices(self, name: str, units: Ints) -> tuple[int, Ints]:
+        """The axis of a producer's tensor along which the units lie, and where.
+
+        Raises:
+            CannotTreat: A single slice does not hold a unit, and nothing else.
+        """
+        producers, path = self.report.site.producers, name.rpartition(".")[0]
+        wires = [w for w in producers if name in w.names] or [
+            w for w in producers if w.module == path
+        ]
+        if not wires:
+            return 0, units
+        axis = wires[0].axis if name == wires[0].weight else 0
+        if axis == 1 and wires[0].groups > 1:
+            raise CannotTreat(f"{path} is a transposed convolution in groups: {wires[0]}")
+        return axis, wires[0].slices(units)
+
     def rows(self, name: str) -> Tensor:
-        """A copy of the treated units' rows of a parameter or buffer."""
-        return self.surgery.rows(name, self.units)
+        """A copy of the treated units' rows of a producer's parameter or buffer."""
+        axis, index = self.slices(name, self.units)
+        return self.surgery.rows(name, index, axis)
 
     def edit(self, name: str, rows: Tensor) -> Edit:
-        """An edit that gives the treated units new rows of a parameter or buffer."""
-        return Edit(name, 0, self.units, rows)
+        """An edit that gives the treated units new rows of a producer's parameter or buffer."""
+        return Edit(name, *self.slices(name, self.units), rows)
 
     def restart(self, name: str) -> Restart:
         """A fresh start for the optimizer's state of the treated units' rows."""
-        return Restart(name, 0, self.units, self.live)
+        axis, index = self.slices(name, self.units)
+        return Restart(name, axis, index, self.slices(name, self.live)[1])
 
     def silence(self, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Restart, ...], bool]:
         """Zero the outgoing columns of the treated units: treating them then changes nothing yet.
@@ -115,25 +139,52 @@ class Case:
             The edits, the optimizer restarts, and whether the treatment is quiet.
 
         Raises:
-            CannotTreat: ``quiet`` is True and the readers are unknown, or a contribution other than
-                zero cannot be folded.
+            CannotTreat: ``quiet`` is True and the readers are unknown or hold other values, too; or
+                a contribution other than zero cannot be folded.
         """
-        site = self.report.site
-        if quiet is False or (quiet is None and not site.consumers):
+        loud = self._loud()
+        if quiet is False or (quiet is None and loud):
             return (), (), False
-        if not site.consumers:
-            raise CannotTreat(f"not all layers that read it are known: {site.consumers_note}")
-        edits: list[Edit] = []
+        if loud:
+            raise CannotTreat(loud)
+        outgoing = [self._outgoing(wire) for wire in self.report.site.consumers]
+        self.require_trainable(*(wire.weight for wire in outgoing))
+        edits = [*_fold(self, outgoing)]
         restarts: list[Restart] = []
-        for wire in site.consumers:
+        for wire in outgoing:
             assert wire.weight is not None
-            self.require_trainable(wire.weight)
-            columns, live = _columns(self.units, wire.block), _columns(self.live, wire.block)
-            edits += _fold(self, wire)
-            old = self.surgery.rows(wire.weight, columns, axis=1)
-            edits.append(Edit(wire.weight, 1, columns, torch.zeros_like(old)))
-            restarts.append(Restart(wire.weight, 1, columns, live))
+            columns = wire.slices(self.units)
+            old = self.surgery.rows(wire.weight, columns, wire.axis)
+            edits.append(Edit(wire.weight, wire.axis, columns, torch.zeros_like(old)))
+            restarts.append(Restart(wire.weight, wire.axis, columns, wire.slices(self.live)))
         return tuple(edits), tuple(restarts), True
+
+    def _loud(self) -> str:
+        """Why zeroed columns would not keep the function as it is; empty if they would."""
+        site = self.report.site
+        if not site.consumers:
+            return f"not all layers that read it are known: {site.consumers_note}"
+        for wire in site.consumers:
+            if wire.shared:
+                return f"{wire.module} reads it together with other values"
+            if wire.through:
+                return f"a {wire.through} stands between it and {wire.module}"
+            if wire.groups > 1 and not self._depthwise(wire):
+                return f"{wire.module} is a convolution in {wire.groups} groups"
+        return ""
+
+    def _depthwise(self, wire: Wire) -> bool:
+        assert wire.weight is not None
+        return wire.groups > 1 and self.surgery.tensor(wire.weight).shape[1] == 1
+
+    def _outgoing(self, wire: Wire) -> Wire:
+        """A reader whose slices hold its units and nothing else: of a depthwise one, the rows."""
+        if not self._depthwise(wire):
+            return wire
+        assert wire.weight is not None
+        each = self.surgery.tensor(wire.weight).shape[0] // wire.groups
+        offset, block = wire.offset * each, wire.block * each
+        return replace(wire, kind=_DEPTHWISE, axis=0, groups=1, offset=offset, block=block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,8 +222,8 @@ class Remedy(ABC):
         """
 
 
-def _fold(case: Case, wire: Wire) -> Iterator[Edit]:
-    """Move the units' mean contribution into the reader's bias."""
+def _fold(case: Case, outgoing: list[Wire]) -> Iterator[Edit]:
+    """Move the units' mean contribution into the readers' biases."""
     mean = case.report.mean_out[case.units]
     low, high = case.report.min[case.units], case.report.max[case.units]
     gate = case.report.site.gate
@@ -180,22 +231,35 @@ def _fold(case: Case, wire: Wire) -> Iterator[Edit]:
         raise CannotTreat("quiet treatment is not possible: its output flips between two values")
     if not mean.any():
         return
-    if np.isnan(mean).any() or wire.bias is None or wire.padded:
-        reason = "was not measured" if np.isnan(mean).any() else f"{wire.module} cannot absorb"
-        raise CannotTreat(f"quiet treatment is not possible: its mean output {reason}")
-    case.require_trainable(wire.bias)
+    shares: dict[str, Tensor] = {}
+    for wire in outgoing:
+        if np.isnan(mean).any() or wire.bias is None or wire.padded:
+            reason = "was not measured" if np.isnan(mean).any() else f"{wire.module} cannot absorb"
+            raise CannotTreat(f"quiet treatment is not possible: its mean output {reason}")
+        case.require_trainable(wire.bias)
+        # A layer may read the units at several places of one concatenation.
+        share = _share(case, wire)
+        shares[wire.bias] = shares.get(wire.bias, torch.zeros_like(share)) + share
+    for bias, share in shares.items():
+        rows = np.arange(len(share))
+        yield Edit(bias, 0, rows, case.surgery.rows(bias, rows) + share)
+
+
+def _share(case: Case, wire: Wire) -> Tensor:
+    """What the units contribute on average to each output of a reader."""
     assert wire.weight is not None
-    weight = case.surgery.rows(wire.weight, _columns(case.units, wire.block), axis=1)
-    per_column = torch.as_tensor(np.repeat(mean, wire.block), device=weight.device).to(weight)
-    shape = [1, -1] + [1] * (weight.ndim - 2)
-    share = (weight * per_column.view(shape)).flatten(1).sum(1)
-    rows = np.arange(len(share))
-    yield Edit(wire.bias, 0, rows, case.surgery.rows(wire.bias, rows) + share)
-
-
-def _columns(units: Ints, block: int) -> Ints:
-    columns: Ints = (units[:, None] * block + np.arange(block)).ravel()
-    return columns
+    columns = wire.slices(case.units)
+    weight = case.surgery.rows(wire.weight, columns, wire.axis)
+    inside = [unit for unit in case.units if unit in wire.units]
+    mean = np.repeat(case.report.mean_out[inside], wire.block)
+    shape = [-1 if axis == wire.axis else 1 for axis in range(weight.ndim)]
+    share = weight * torch.as_tensor(mean, device=weight.device).to(weight).view(shape)
+    if wire.kind != _DEPTHWISE:
+        return share.movedim(1 - wire.axis, 0).flatten(1).sum(1)
+    outputs = torch.zeros(len(case.surgery.tensor(wire.weight))).to(share)
+    return outputs.index_add(
+        0, torch.as_tensor(columns, device=share.device), share.flatten(1).sum(1)
+    )
 
 
 def require_separable(case: Case) -> None:

@@ -91,7 +91,7 @@ class BiasWarming(Remedy):
         edits, restarts, quiet = case.silence(self._quiet(case))
         own = case.rows(bias)
         warm = _add(own, gammas)
-        course = Warming(bias, units, own, warm, self.hold, self.anneal)
+        course = Warming(bias, case.slices(bias, units)[1], own, warm, self.hold, self.anneal)
         return Plan(
             self.name,
             units,

@@ -51,7 +51,9 @@ class Recycle(Remedy):
 
 
 def _row(case: Case, name: str, values: Tensor) -> tuple[Edit, Restart]:
-    return case.edit(name, values[torch.as_tensor(case.units)]), case.restart(name)
+    axis, index = case.slices(name, case.units)
+    fresh = values.index_select(axis, torch.as_tensor(index))
+    return case.edit(name, fresh), case.restart(name)
 
 
 def _fresh_norm(case: Case, norm: Wire) -> list[tuple[Edit, Restart | None]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deadwatch.records import Wire
 from deadwatch.treat.remedies.base import (
     Case,
     Plan,
@@ -50,7 +51,7 @@ class ThermalKick(Remedy):
         spreads = {name: self._spread(case, name) for name in producer.names}
         for norm in case.norms():
             if norm.bias is not None:
-                spreads[norm.bias] = _norm_spread(case, norm.weight)
+                spreads[norm.bias] = _norm_spread(case, norm)
         case.require_trainable(*spreads)
         with private_random(case.seed) as generator:
             kicks = [_kick(case, name, self.scale * s, generator) for name, s in spreads.items()]
@@ -66,7 +67,8 @@ class ThermalKick(Remedy):
         )
 
     def _spread(self, case: Case, name: str) -> float:
-        live = case.surgery.rows(name, case.live)
+        axis, index = case.slices(name, case.live)
+        live = case.surgery.rows(name, index, axis)
         spread = float(live.float().std(correction=0)) if live.numel() else 0.0
         if spread > 0:
             return spread
@@ -74,11 +76,11 @@ class ThermalKick(Remedy):
         return float(fresh[name.rpartition(".")[2]].float().std(correction=0))
 
 
-def _norm_spread(case: Case, weight: str | None) -> float:
+def _norm_spread(case: Case, norm: Wire) -> float:
     """The live units' pre-activation spread after a norm: the size of the norm's scale."""
-    if weight is None or not len(case.live):
+    if norm.weight is None or not len(case.live):
         return 1.0
-    return float(case.surgery.rows(weight, case.live).float().abs().mean())
+    return float(case.surgery.rows(norm.weight, norm.slices(case.live)).float().abs().mean())
 
 
 def _kick(case: Case, name: str, size: float, generator: torch.Generator) -> Edit:
