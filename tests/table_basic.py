@@ -141,7 +141,12 @@ _MLPS = [
 
 _FUNCTIONS = [
     Setting(
-        name, partial(Calls, f), vectors, {kind: -1, f"{kind}-2": -1}, compilable=kind == "relu"
+        name,
+        partial(Calls, f),
+        vectors,
+        {kind: -1, f"{kind}-2": -1},
+        # The compiler hides functions of torch (not of tensors) that work in place.
+        compilable=kind == "relu" and name != "F.relu_",
     )
     for name, (kind, f) in FUNCTIONS.items()
 ]

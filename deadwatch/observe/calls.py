@@ -21,7 +21,7 @@ from deadwatch.observe.frames import Counting, CurrentFrame, Frame
 from deadwatch.observe.functions import FunctionalCall, Row
 from deadwatch.observe.hooks import Eager, is_real, is_running, no_dispatch_modes
 from deadwatch.observe.ingraph import InGraph
-from deadwatch.observe.layout import Layout
+from deadwatch.observe.layout import Layout, is_stock
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.places import Place, call_name, source_of
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
@@ -115,6 +115,14 @@ class Calls:
         if self._eager.end():
             self._looked = last
 
+    def between_steps(self) -> None:
+        """Nothing is being called now."""
+        self.end_frame()
+        self.graph.moments = self.clock.takes_moments
+        # A container of torch is compiled with its hooks: no frame begins outside of its graph.
+        stays = self.counts and self.graph.traced and is_stock(self._model)
+        self._ears.stay(stays and self._layout.calls_functions)
+
     def is_hidden(self, state: SiteState) -> bool:
         """Whether a site has not been seen since, though other steps have been taken."""
         return self.graph.traced and state.last <= self._looked < self.clock.tick - 1
@@ -160,11 +168,13 @@ class Calls:
         counted = self.counts and self._counting.frame(module)
         frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
         self.graph.on = self.counts
+        self.graph.count_from_here()
         self.graph.begin()
         if counted:
             if module in self.met:  # a loop that reports no steps has begun another one
                 self.compile_again(self.clock.tick)
             self.met.add(module)
+            self.graph.traced = self.graph.traced or self._eager.is_replacing()
             if module not in self.traced:
                 self._start_trace(frame, module)
         # Recomputation has to run the graphs of the forward, which listen.
@@ -305,7 +315,7 @@ class Calls:
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
         """Which call of a place within its frame this is."""
-        if self.graph.traced and len(place.states) > 1:
+        if self.graph.traced and place.several:
             place.calls += 1  # compiled graphs count on from here
             return place.calls
         frame.calls[base] += 1

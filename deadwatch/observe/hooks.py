@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType, FrameType
@@ -55,6 +56,9 @@ def is_running(frame: FrameType) -> bool:
     return False
 
 
+_ENTRANCE = os.path.join("torch", "_dynamo", "eval_frame.py")
+
+
 class Eager:
     """Makes compiled code run uncompiled for a while, so that its hooks can find its sites."""
 
@@ -65,6 +69,17 @@ class Eager:
         """Run nothing compiled until `end`."""
         if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
             self._stance = torch.compiler.set_stance("force_eager")
+
+    def is_replacing(self) -> bool:
+        """Whether what is being called would run compiled, were it not for this."""
+        frame: FrameType | None = sys._getframe(1) if self._stance is not None else None
+        for _ in range(16):
+            if frame is None:
+                return False
+            if frame.f_code.co_filename.endswith(_ENTRANCE):
+                return True
+            frame = frame.f_back
+        return False
 
     def end(self) -> bool:
         """Run compiled code as it is; returns whether it was kept from that."""

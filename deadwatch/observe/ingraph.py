@@ -62,6 +62,7 @@ class InGraph:
         self.missed = False
         self.listed: list[Place] = []
         self._several: list[Place] = []
+        self._fresh: list[Place] = []
         self.find = find
         self.in_frame = in_frame
         self.modules: list[str] = []
@@ -80,7 +81,14 @@ class InGraph:
         if len(place.states) == 1 and place.functional:
             self.listed.append(place)
         elif len(place.states) == 2:
-            self._several.append(place)
+            self._fresh.append(place)
+
+    def count_from_here(self) -> None:
+        """From the frame that begins on, count the calls of places that have several sites."""
+        for place in self._fresh:
+            place.several = True
+        self._several += self._fresh
+        self._fresh.clear()
 
     def weigh(self, counted: bool) -> None:
         """Whether graphs that run from here on count, without choosing other graphs."""
@@ -104,6 +112,8 @@ class InGraph:
 
     def _listens(self) -> bool:
         if not self.on or not self._model.training:
+            return False
+        if trace_forbids(self.key):
             return False
         return torch.is_grad_enabled() or not trace_gradients(self.key)
 
@@ -155,7 +165,7 @@ class InGraph:
         if call >= len(place.states):
             return
         # Within a checkpointed region the compiler lets nothing but tensors change.
-        if not trace_call(self.key, place.base) and len(place.states) > 1:
+        if not trace_call(self.key, place.base) and place.several:
             place.calls += 1
         state = place.states[call]
         with torch.no_grad():
@@ -165,8 +175,8 @@ class InGraph:
 
     def _call(self, place: Place) -> int:
         """How often a place was called before, in this frame."""
-        calls = trace_calls(self.key, place.base, len(place.states) > 1)
-        return calls + place.calls if len(place.states) > 1 else calls
+        calls = trace_calls(self.key, place.base, place.several)
+        return calls + place.calls if place.several else calls
 
 
 def trace_time(function: Callable[P, R]) -> Callable[P, R]:
@@ -234,12 +244,34 @@ def trace_calls(key: int, base: str, in_region: bool) -> int:
 @trace_time
 def trace_call(key: int, base: str) -> bool:
     """Note the call of a place; returns whether it stands in a checkpointed region."""
+    in_region = _translation().current_tracer.parent is not None
+    _current(key).calls[base, in_region] += 1
+    return in_region
+
+
+@trace_time
+def trace_forbids(key: int) -> bool:
+    """Whether nothing may be written here.
+
+    A checkpointed region saves what it reads, and its backward pass finds it changed; unless the
+    compiler's own backend has made the graph free of writes.
+    """
+    translation = _translation()
+    if translation.current_tracer.parent is None:
+        return False
+    backend = translation.compiler_fn
+    while backend is not None:
+        if isinstance(backend, torch._TorchCompileInductorWrapper):
+            return False
+        backend = getattr(backend, "_torchdynamo_orig_backend", None)
+    return True
+
+
+def _translation() -> Any:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     translator: Any = InstructionTranslator.current_tx()
-    in_region = translator.output.current_tracer.parent is not None
-    _current(key).calls[base, in_region] += 1
-    return in_region
+    return translator.output
 
 
 @trace_time

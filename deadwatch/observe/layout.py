@@ -84,7 +84,7 @@ class Layout:
         at = {place.candidate.module: place for place in self.places}
         self._walk(self._model, self.groups[0], self._model, at, set())
         self.calls_functions = any(
-            place is None and not _is_stock(module)
+            place is None and not is_stock(module)
             for group in self.groups
             for module, place in group.parts
         )
@@ -112,7 +112,7 @@ class Layout:
         elif isinstance(module, nn.MultiheadAttention):
             self._fast.setdefault(module, []).append(module)
         children = list(module.children())
-        if not _is_uncalled(module) and (children or not _is_stock(module)):
+        if not _is_uncalled(module) and (children or not is_stock(module)):
             group.parts.append((module, None))
             above = module if group.layer is None else above
         for child in children:
@@ -135,7 +135,8 @@ class Layout:
         return ""
 
 
-def _is_stock(module: nn.Module) -> bool:
+def is_stock(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own, whose forward calls no activation function."""
     return type(module).__module__.startswith("torch.nn.modules.") and not isinstance(
         module, _OPEN_ENDED
     )

@@ -76,15 +76,27 @@ class Ears(threading.local):
 
     def __init__(self, hearer: Hearer, graph: InGraph) -> None:
         self._listener = _Listener(hearer, graph)
+        self._stays = False
 
     def listen(self, frame: Frame) -> None:
         """Tell of what is called from here on, in ``frame``."""
-        if self._listener not in _get_current_function_mode_stack():
-            self._listener.__enter__()  # type: ignore[no-untyped-call]
+        self._enter()
         self._listener.frame = frame
 
     def stop(self) -> None:
         """Tell of nothing until `listen`."""
         self._listener.frame = None  # harmless, should another mode still stand above it
-        if _get_current_function_mode() is self._listener:
+        if not self._stays and _get_current_function_mode() is self._listener:
             self._listener.__exit__(None, None, None)
+
+    def stay(self, stays: bool) -> None:
+        """Be on between frames too, for compiled code to listen, or no longer."""
+        self._stays = stays
+        if stays:
+            self._enter()
+        else:
+            self.stop()
+
+    def _enter(self) -> None:
+        if self._listener not in _get_current_function_mode_stack():
+            self._listener.__enter__()  # type: ignore[no-untyped-call]

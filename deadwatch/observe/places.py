@@ -31,7 +31,8 @@ class Place:
         functional: Whether it is a function.
         wanted: Whether it is to be watched.
         failed: Whether observing it was given up.
-        calls: How often it has been called in a compiled graph; stays 0 if it has but one site.
+        several: Whether it was known, when the frame began, to have several sites.
+        calls: How often it has been called in this frame, if so and if code is compiled.
     """
 
     candidate: Candidate
@@ -40,6 +41,7 @@ class Place:
     wanted: bool = True
     failed: bool = False
     states: list[SiteState] = field(default_factory=list)
+    several: bool = False
     calls: int = 0
 
     @classmethod

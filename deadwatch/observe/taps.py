@@ -204,8 +204,7 @@ class Taps:
 
     def _between_steps(self) -> None:
         self._calls.counts = self.enabled and self._attached and not self._asleep
-        self._calls.end_frame()
-        self._graph.moments = self._clock.takes_moments
+        self._calls.between_steps()
         if self._attached:
             self._adjust()
 
