@@ -85,6 +85,8 @@ class InGraph:
 
     def count_from_here(self) -> None:
         """From the frame that begins on, count the calls of places that have several sites."""
+        if not self.traced:
+            return
         for place in self._fresh:
             place.several = True
         self._several += self._fresh
@@ -148,7 +150,7 @@ class InGraph:
 
     def _observe(self, place: Place, source: Tensor) -> None:
         call = self._call(place)
-        if call >= len(place.states):
+        if call < 0:
             trace_missed(self.key)
             return
         state = place.states[call]
@@ -162,7 +164,7 @@ class InGraph:
 
     def _observe_output(self, place: Place, output: Tensor) -> None:
         call = self._call(place)
-        if call >= len(place.states):
+        if call < 0:
             return
         # Within a checkpointed region the compiler lets nothing but tensors change.
         if not trace_call(self.key, place.base) and place.several:
@@ -174,9 +176,13 @@ class InGraph:
                 stats.update_(state.data, stats.weighted(batch, self.weights[output.device]))
 
     def _call(self, place: Place) -> int:
-        """How often a place was called before, in this frame."""
+        """How often a place was called before, in this frame; -1 if its next site is not known."""
         calls = trace_calls(self.key, place.base, place.several)
-        return calls + place.calls if place.several else calls
+        if place.several:
+            calls += place.calls
+        elif len(place.states) > 1:
+            return -1  # the calls of this frame have not been counted
+        return calls if calls < len(place.states) else -1
 
 
 def trace_time(function: Callable[P, R]) -> Callable[P, R]:

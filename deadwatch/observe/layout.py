@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from deadwatch.observe.places import Place, within
-from deadwatch.observe.sites import Selection, readable
+from deadwatch.observe.sites import Selection, readable, uncompiled
 
 
 @dataclass(eq=False)
@@ -61,6 +61,14 @@ class Layout:
         self.calls_functions = False
         self._fast: dict[nn.Module, list[nn.Module]] = {}
         self._find_places()
+
+    @property
+    def compiled(self) -> bool:
+        """Whether a module, or a part of it, has been compiled."""
+        return any(
+            uncompiled(module) is not module or module._compiled_call_impl is not None
+            for module in self.paths
+        )
 
     def _find_places(self) -> None:
         known = {place.candidate.path: place for place in self.places}

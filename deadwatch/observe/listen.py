@@ -60,12 +60,15 @@ class _Listener(TorchFunctionMode):
         )
 
 
+_INTERPRETER = str(sys.modules["torch.fx.interpreter"].__file__)
+
+
 def _is_compiled_code(frame: Frame, caller: FrameType | None) -> bool:
     """Whether a graph of `torch.compile` runs uncompiled (backend "eager"); it counts itself."""
     for _ in range(4):  # the function's own frames stand between
         if caller is None:
             return False
-        if caller.f_code.co_filename.startswith("<eval_with_key>"):
+        if caller.f_code.co_filename.startswith(("<eval_with_key>", _INTERPRETER)):
             return not isinstance(frame.modules[-1], fx.GraphModule)  # else it is the user's own
         caller = caller.f_back
     return False

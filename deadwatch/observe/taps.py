@@ -70,6 +70,7 @@ class Taps:
         forget_graphs()
         self._calls.look_around()
         self._layout.refresh()
+        self._graph.traced = self._graph.traced or self._layout.compiled
         self.warn_if_bare(ran=False)
         for group in self._layout.groups:
             self._register(group)
