@@ -77,7 +77,7 @@ class Eager:
             if frame is None:
                 return False
             if frame.f_code.co_filename.endswith(_ENTRANCE):
-                return True
+                return frame.f_code.co_qualname.startswith("_TorchDynamoContext.")
             frame = frame.f_back
         return False
 
