@@ -345,7 +345,7 @@ class Calls:
         if dim is None and self._tracing is frame:
             dim = self.tracer.unit_dim(source)
         if dim is None:
-            dim, guessed = assumed_unit_dim(z)
+            dim, guessed = assumed_unit_dim(source)
         state = self.sites[site.name] = place.start(site, module, z, dim)
         self.graph.know(place)
         if self._tracing is not frame:
