@@ -110,59 +110,6 @@ def _run_as_it_is(code: CodeType) -> None:
         eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(skip, skip))
 
 
-_ENTRANCE = os.path.join("torch", "_dynamo", "eval_frame.py")
-
-
-class Eager:
-    """Makes compiled code run uncompiled for a while, so that its hooks can find its sites."""
-
-    def __init__(self) -> None:
-        self._stance: Any = None
-
-    def begin(self) -> None:
-        """Run nothing compiled until `end`."""
-        if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
-            self._stance = torch.compiler.set_stance("force_eager")
-
-    def is_replacing(self) -> bool:
-        """Whether what is being called would run compiled, were it not for this."""
-        frame: FrameType | None = sys._getframe(1) if self._stance is not None else None
-        for _ in range(16):
-            if frame is None:
-                return False
-            if frame.f_code.co_filename.endswith(_ENTRANCE):
-                return frame.f_code.co_qualname.startswith("_TorchDynamoContext.")
-            frame = frame.f_back
-        return False
-
-    def end(self) -> bool:
-        """Run compiled code as it is; returns whether it was kept from that."""
-        if self._stance is None:
-            return False
-        self._stance.__exit__(None, None, None)
-        self._stance = None
-        return True
-
-
-def forget_graphs() -> None:
-    """Drop what was compiled so far: it would run on without the hooks put there since."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
-        _run_as_it_is(Hook.__call__.__code__)
-
-
-def _run_as_it_is(code: CodeType) -> None:
-    """Have the compiler leave a function alone, and all it calls, unless it is called in a graph.
-
-    The hooks of the outermost module run outside of its graph. Compiled on their own they would
-    be bookkeeping without a frame to keep the books of.
-    """
-    from torch._C._dynamo import eval_frame
-
-    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
-    eval_frame.set_code_exec_strategy(code, skip)
-
-
 def is_real(tensor: Tensor) -> bool:
     """Whether a tensor holds data: not one on the meta device, nor a fake one."""
     return not tensor.is_meta and not hasattr(tensor, "fake_mode")
