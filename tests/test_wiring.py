@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -574,3 +575,24 @@ def test_a_loop_that_sums_up_its_results_stays_cheap() -> None:
         return net.act(total)
 
     assert "add stands between" in site_of(Net(loop), vectors(), "act").producers_note
+
+
+def test_only_what_is_kept_is_looked_for_in_the_heap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass takes as long as the heap is large, for every tensor again."""
+    looked: list[int] = []
+    get_referrers = gc.get_referrers
+
+    def counting(*tensors: Tensor) -> list[Any]:
+        looked.append(len(tensors))
+        return get_referrers(*tensors)
+
+    def keeping(net: Net, x: Tensor) -> Tensor:
+        net.kept = net.act(net.up(x))
+        out: Tensor = net.down(net.kept * net.kept)
+        return out
+
+    monkeypatch.setattr(gc, "get_referrers", counting)
+    site_of(Net(lambda net, x: net.down(net.act(net.up(x)))), vectors(), "act")
+    assert not looked
+    site_of(Net(keeping), vectors(), "act")
+    assert looked == [1]

@@ -16,11 +16,13 @@ A *flow* is what happens to a site's output until it is read.
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import FrameType
 from typing import Any
 
@@ -106,7 +108,7 @@ class Tracer:
                 if label is not None:
                     self.read(label, "code outside the forward")
             self._find_unseen_readers(output)
-            self._find_kept_tensors()
+            self._find_kept_tensors(output)
             for site, call in self._open.items():
                 self._known[site][_visit(call)] = None
         except Exception as error:  # never break training
@@ -280,22 +282,61 @@ class Tracer:
                     "it is read by something that is no torch function, say a scripted module"
                 )
 
-    def _find_kept_tensors(self) -> None:
-        """A tensor that outlives its forward in some attribute can be read by anyone."""
+    def _find_kept_tensors(self, output: Any) -> None:
+        """A tensor that outlives its forward in some attribute can be read by anyone.
+
+        So can the output, of which that has been noted.
+        """
+        returned = {id(tensor) for tensor in tensors_in(output)}
         tensors: list[Tensor] = []
         labels: list[Label] = []
         for reference, label in self._labels.values():
+            if label.lost or not _is_held(reference):
+                continue
             tensor = reference()
-            if tensor is not None and not label.lost:
+            if tensor is not None and id(tensor) not in returned:
                 tensors.append(tensor)
                 labels.append(label)
-        for holder in gc.get_referrers(*tensors):  # one pass over the heap for all of them
+        # One pass over the heap for all of them; it takes as long as the heap is large.
+        for holder in gc.get_referrers(*tensors) if tensors else ():
             # Frames belong to calls that are about to end.
             if holder is not tensors and not isinstance(holder, FrameType):
                 held = {id(referent) for referent in gc.get_referents(holder)}
                 for kept, label in zip(tensors, labels, strict=True):
                     if id(kept) in held:
                         label.lose(f"it is kept in a {type(holder).__name__} by the forward")
+
+
+def _is_held(reference: weakref.ref[Tensor]) -> bool:
+    """Whether anything in Python may hold a tensor, and not autograd's graph alone."""
+    tensor = reference()
+    unheld = _references_of_graph()
+    if tensor is None or unheld is None or tensor._use_count() < 2:
+        return tensor is not None
+    del tensor
+    return _references(reference) > unheld
+
+
+def _references(reference: weakref.ref[Tensor]) -> int:
+    tensor = reference()
+    return sys.getrefcount(tensor)
+
+
+@cache
+def _references_of_graph() -> int | None:
+    """How often a tensor is referred to that nothing but a graph keeps alive.
+
+    None with a torch that counts no more references where Python holds it as well.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        start = torch.zeros(1, requires_grad=True)
+        free, held = start + 1, start + 1
+        graph = free * free, held * held
+    reference = weakref.ref(free)
+    del free
+    alone = _references(reference)
+    told = len(graph) == 2 and _references(weakref.ref(held)) > alone
+    return alone if told else None
 
 
 def _views(result: Any, base: Tensor) -> bool:
