@@ -15,11 +15,10 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch._guards import CompileContext
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.functions import Row
@@ -70,7 +69,7 @@ class InGraph:
         self.inside = False
         self.gradients = True
         self.calls: Counter[tuple[str, bool]] = Counter()
-        self.trace: Any = None
+        self.trace: Callable[[], Any] = lambda: None
         self.key = next(_KEYS)
         _KNOWN[self.key] = self
 
@@ -203,9 +202,9 @@ _KNOWN: WeakValueDictionary[int, InGraph] = WeakValueDictionary()
 def _current(key: int) -> InGraph:
     """The one with this key, told of a trace that has just begun."""
     known = _KNOWN[key]
-    trace = CompileContext.current_trace_id()
-    if known.trace != trace:
-        known.trace, known.traced = trace, True
+    trace = _translation()  # their numbers begin anew when the compiler is reset
+    if known.trace() is not trace:
+        known.trace, known.traced = ref(trace), True
         known.modules, known.inside = [], False
         known.calls.clear()
         known.gradients = torch.is_grad_enabled()

@@ -24,6 +24,7 @@ from deadwatch.observe.calls import Calls, Clock
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.hooks import Hook, forget_graphs, remove
 from deadwatch.observe.layout import Group, Layout
+from deadwatch.observe.listen import Ears
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
 from deadwatch.records import Ints, Snapshot, Window
@@ -66,7 +67,7 @@ class Taps:
             self._asleep = False
             return self._between_steps()
         self._attached, self._asleep = True, False
-        forget_graphs()
+        forget_graphs(Ears.hears)
         self._calls.look_around()
         self._layout.refresh()
         self._graph.traced = self._graph.traced or self._layout.compiled
