@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ INDUCTOR = [BY_NAME[name] for name in ("mlp-relu", "F.relu", "shared", "gpt")]
 
 @pytest.fixture(autouse=True)
 def nothing_compiled_before() -> Iterator[None]:
+    gc.collect()  # watches that other tests have left attached
     torch._dynamo.reset()
     with one_thread():
         yield

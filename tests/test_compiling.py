@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,7 @@ WAYS: dict[str, Callable[..., Any]] = {
 
 @pytest.fixture(autouse=True)
 def nothing_compiled_before() -> Iterator[None]:
+    gc.collect()  # watches that other tests have left attached
     torch._dynamo.reset()
     counters.clear()
     with one_thread():

@@ -7,6 +7,7 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType, FrameType
 from typing import Any, ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -65,7 +66,7 @@ class Eager:
     Where several do so at once, the last to end lets it run compiled.
     """
 
-    _begun: ClassVar[set[Eager]] = set()
+    _begun: ClassVar[WeakSet[Eager]] = WeakSet()
     _stance: ClassVar[Any] = None
 
     def begin(self) -> None:
@@ -92,9 +93,16 @@ class Eager:
         if self not in Eager._begun:
             return False
         Eager._begun.remove(self)
-        if not Eager._begun:
-            Eager._stance.__exit__(None, None, None)
+        self._release()
         return True
+
+    def __del__(self) -> None:
+        self._release()  # a watch may be forgotten before it has seen anything
+
+    def _release(self) -> None:
+        if Eager._stance is not None and not Eager._begun:
+            Eager._stance.__exit__(None, None, None)
+            Eager._stance = None
 
 
 def forget_graphs(listens: Any) -> None:

@@ -309,7 +309,7 @@ class Tracer:
 
 def _is_held(reference: weakref.ref[Tensor]) -> bool:
     """Whether anything in Python may hold a tensor, and not autograd's graph alone."""
-    tensor = reference()
+    tensor: Any = reference()
     unheld = _references_of_graph()
     if tensor is None or unheld is None or tensor._use_count() < 2:
         return tensor is not None
@@ -328,6 +328,8 @@ def _references_of_graph() -> int | None:
 
     None with a torch that counts no more references where Python holds it as well.
     """
+    if not hasattr(Tensor, "_use_count"):
+        return None
     with torch.inference_mode(False), torch.enable_grad():
         start = torch.zeros(1, requires_grad=True)
         free, held = start + 1, start + 1
