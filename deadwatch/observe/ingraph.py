@@ -23,6 +23,7 @@ from torch._guards import CompileContext
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.functions import Row
+from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.places import Place
 from deadwatch.observe.sites import pre_activation
 
@@ -97,8 +98,9 @@ class InGraph:
         # Activation checkpointing demands that recomputation runs the graph of the forward.
         if self.traced and self._counted != counted:
             self._counted = counted
-            for weight in self.weights.values():
-                weight.fill_(counted)
+            with torch._C.DisableTorchFunction(), no_dispatch_modes():
+                for weight in self.weights.values():
+                    weight.fill_(counted)
 
     # ── in the graph ────────────────────────────────────────────────────────────────────
 
