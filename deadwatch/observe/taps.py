@@ -11,6 +11,7 @@ activation is no longer observed, one warning says so, and training goes on.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +47,14 @@ class Taps:
         self._model = model
         self._layout = Layout(model, selection)
         self._clock = Clock(every)
+        me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
         self._calls = Calls(
-            model, self._layout, selection, self._clock, counting or Counting(), self._adjust
+            model,
+            self._layout,
+            selection,
+            self._clock,
+            counting or Counting(),
+            lambda: me._adjust(),
         )
         self._graph = self._calls.graph
         self._attached = False
