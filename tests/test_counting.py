@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import pickle
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,6 +17,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -289,7 +294,7 @@ def test_units_that_change_their_number_are_refused() -> None:
         model(X)
         with pytest.warns(SiteDisabledWarning, match="had 12 units on axis -1"):
             model(X[:, :5])
-        assert samples(watch) == {"0": 8}
+        assert samples(watch) == {"0": 0}  # part of the evidence is none
 
 
 def test_an_empty_batch_is_no_evidence() -> None:
@@ -628,6 +633,187 @@ def test_two_watches_do_not_see_each_other() -> None:
             assert site.site.consumers
 
 
+# ── who counts ──────────────────────────────────────────────────────────────────────────────
+
+
+class Body(nn.Module):
+    """Two layers and an activation module, called by a function that is given."""
+
+    def __init__(self, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.up, self.down, self.act = nn.Linear(12, 12), nn.Linear(12, 12), nn.ReLU()
+        self.call = call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self, x)
+
+
+class _Reversible(Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, body: Body) -> Any:
+        context.body = body
+        context.save_for_backward(x)
+        return body.act(body.up(x))
+
+    @staticmethod
+    def backward(context: Any, *grads: Tensor) -> Any:
+        x = context.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            context.body.act(context.body.up(x)).backward(grads[0])
+        return x.grad, None
+
+
+class _Late(_Reversible):
+    @staticmethod
+    def forward(x: Tensor, body: Body) -> Any:  # type: ignore[override]
+        return body.act(body.up(x))
+
+    @staticmethod
+    def setup_context(context: Any, inputs: Any, output: Any) -> None:
+        context.save_for_backward(inputs[0])
+        context.body = inputs[1]
+
+
+@pytest.mark.parametrize("function", [_Reversible, _Late])
+def test_what_reversible_functions_call_counts_once(function: Any) -> None:
+    model = Body(lambda body, x: function.apply(x, body))
+    with Watch(model) as watch:
+        model(X.clone().requires_grad_()).sum().backward()
+        assert samples(watch) == {"act": 8}
+
+
+def test_a_teacher_under_no_grad_does_not_count_even_if_it_is_checkpointed() -> None:
+    teacher = Body(
+        lambda body, x: checkpoint(lambda z: body.act(body.up(z)), x, use_reentrant=True)
+    )
+
+    def call(body: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            target = body.teacher(x)
+        out: Tensor = body.act(body.up(x)) - target
+        return out
+
+    model = Body(call)
+    model.teacher = teacher
+    with Watch(model) as watch:
+        model(X.clone().requires_grad_()).sum().backward()
+        assert samples(watch) == {"act": 8, "teacher.act": 0}
+
+
+def test_functions_in_hooks_and_patched_forwards_of_stock_modules_count_every_time() -> None:
+    model = mlp()
+    model[0].register_forward_hook(lambda module, args, output: torch.tanh(output))
+    with Watch(model) as watch:
+        for _ in range(3):
+            model(X)
+            watch.step()
+        assert samples(watch) == {"tanh": 24, "1": 24, "3": 24}
+
+
+def test_an_activation_called_by_a_hook_of_another_is_its_own_affair() -> None:
+    model = mlp()
+    with Watch(model, stats_every_n_steps=1) as watch:
+        model[1].register_forward_pre_hook(lambda module, args: _none(model[3](args[0])))
+        model(X)
+        assert samples(watch) == {"1": 8, "3": 8}
+        assert np.isfinite(watch.peek()["1"].mean_abs).all()
+
+
+def test_after_an_interrupt_nobody_listens_to_the_training_loop() -> None:
+    model = nn.Sequential(Body(lambda body, x: torch.relu(body.up(x))), nn.Linear(12, 2), nn.ReLU())
+    with Watch(model) as watch:
+        model(X)
+        watch.step()
+        handle = model[1].register_forward_pre_hook(_interrupt)
+        with pytest.raises(KeyboardInterrupt, match="stop"):
+            model(X)
+        handle.remove()
+        torch.sigmoid(X)
+        model[2](X[:, :2])
+        assert samples(watch) == {"0-relu": 16, "0.act": 0, "2": 16}
+
+
+def test_two_watches_keep_the_fast_path_of_a_frozen_transformer() -> None:
+    layer = nn.TransformerEncoderLayer(12, 4, 32, 0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2)
+
+    def call(body: Any, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen.append(body.encoder(x[None]))
+        return torch.relu(body.up(x))
+
+    seen: list[Tensor] = []
+    model = Body(call)
+    model.encoder = encoder.eval()
+    model(X)
+    with Watch(model) as one, Watch(model) as two:
+        for _ in range(2):
+            model(X)
+            one.step()
+            two.step()
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
+
+
+def test_a_site_that_fails_is_never_called_dead() -> None:
+    model = Body(lambda body, x: body.act(x))
+    with Watch(model, rules=Rules(min_samples=1)) as watch:
+        with pytest.warns(SiteDisabledWarning, match="observing 'act' failed"):
+            model(X.abs().to_sparse())
+        assert np.isnan(watch.peek().dead_ratio)
+
+
+def test_scalars_count_and_what_has_no_gradient_does_not() -> None:
+    model = Body(lambda body, x: body.act(x))
+    with Watch(model, stats_every_n_steps=1) as watch:
+        for x in (X.long(), torch.tensor(2.0)):
+            model(x)
+        torch.sigmoid(X.sum())
+        assert samples(watch) == {"act": 1}
+        assert watch.peek()["act"].mean_abs == [2.0]
+
+
+def test_modes_of_the_user_see_nothing_of_ours() -> None:
+    class Functions(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(func.__name__)
+            return func(*args, **kwargs or {})
+
+    class Operations(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(str(func))
+            return func(*args, **kwargs or {})
+
+    slope = nn.Parameter(torch.ones(1))
+    model = Body(lambda body, x: nn.functional.prelu(torch.relu(body.up(x)).mT.mT, slope))
+
+    seen: list[str] = []
+    with Functions(), Operations():
+        model(X)
+    alone, seen = seen, []
+    with Watch(model), Functions(), Operations():
+        model(X)
+    assert seen == alone
+
+
+def test_a_model_is_freed_with_its_watch() -> None:
+    model = Body(lambda body, x: body.act(torch.relu(body.up(x))))
+    kept = weakref.ref(model)
+    gc.collect()
+    gc.disable()
+    try:
+        with Watch(model) as watch:
+            model(X).sum().backward()
+            watch.close_window()
+        del watch, model
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def no_stray_warnings(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     yield
@@ -654,3 +840,7 @@ def test_the_axis_of_a_site_first_met_in_an_untraced_forward_is_known_from_the_g
         report = watch.peek()
     found = {name: (site.units, site.site.unit_dim) for name, site in report.items()}
     assert found == {"relu": (5, 1), "tanh": (7, -1)}
+
+
+def _none(value: object) -> None:
+    """What a hook returns that changes nothing."""

@@ -347,7 +347,7 @@ def refused(model: nn.Module, x: Tensor, remedy: Remedy, site: str = "1") -> str
         optimizer=optimizer,
         policy=Policy(remedy, when=0.0),
         rules=Rules(min_samples=1),
-        include=site,
+        include=site.removesuffix("-2"),
     )
     with watch:
         model(x)

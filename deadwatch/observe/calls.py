@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,7 +85,12 @@ class Calls:
     ) -> None:
         self.counts = False
         self.sites: dict[str, SiteState] = {}
-        self.graph = InGraph(model, self._find_function, lambda: self._current.frame is not None)
+        me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
+        self.graph = InGraph(
+            model,
+            lambda modules, kind: me._find_function(modules, kind),
+            lambda: me._current.frame is not None,
+        )
         self.tracer = Tracer(model)
         self.met: set[nn.Module] = set()
         self.traced: set[nn.Module] = set()
@@ -96,7 +102,7 @@ class Calls:
         self._before_frame = before_frame
         self._places: dict[str, Place] = {}
         self._current = CurrentFrame()
-        self._ears = Ears(self, self.graph)
+        self._ears = Ears(me, self.graph)
         self._lock = threading.Lock()
         self._eager = Eager()
         self._looked = -1
@@ -148,7 +154,8 @@ class Calls:
                 frame.quiet = module
                 self._ears.stop()
                 if self._tracing is frame:
-                    self.tracer.overlook(module, (args, kwargs), reason)
+                    with torch._C.DisableTorchFunction(), no_dispatch_modes():
+                        self.tracer.overlook(module, (args, kwargs), reason)
 
     def leave(self, module: nn.Module, output: Any) -> None:
         """Its call ended, or raised."""
@@ -184,7 +191,8 @@ class Calls:
             if module not in self.traced:
                 self._start_trace(frame, module)
         # Recomputation has to run the graphs of the forward, which listen.
-        listens = self._layout.calls_functions or self._tracing is frame
+        calls_functions = self._layout.calls_functions or self._places  # hooks may call some too
+        listens = calls_functions or self._tracing is frame
         if listens and (counted or self.graph.traced):
             self._ears.listen(frame)
         return frame
@@ -213,14 +221,17 @@ class Calls:
     def _finish_trace(self, module: nn.Module, output: Any) -> None:
         self._ears.stop()
         self._tracing = None
+        with torch._C.DisableTorchFunction(), no_dispatch_modes():
+            self.tracer.finish(output)
         self.traced.add(module)
-        self.tracer.finish(output)
 
     # ── one call ────────────────────────────────────────────────────────────────────────
 
     def before(self, place: Place, module: nn.Module, args: Any, kwargs: Any) -> None:
         """An activation module is called."""
-        frame = self._current.frame or self._bare_frame(module)
+        frame = self._current.running() or self._bare_frame(module)
+        if frame.inside is not None:
+            return
         frame.inside = place
         if not (place.active and frame.counted and self._counting.call()):
             return
@@ -234,7 +245,7 @@ class Calls:
     def after(self, place: Place, module: nn.Module, output: Any) -> None:
         """It returned ``output``, or raised; then that is None."""
         frame = self._current.frame
-        if frame is None:
+        if frame is None or frame.inside is not place:
             return
         state, frame.site, frame.inside = frame.site, None, None
         if state is not None and output is not None:  # none if the activation raised
@@ -244,6 +255,7 @@ class Calls:
 
     def _bare_frame(self, module: nn.Module) -> Frame:
         """The frame of an activation that the training loop calls itself."""
+        self._ears.stop()  # should an interrupt have left it on
         counted = self.counts and self._counting.frame(module)
         # Nothing but `step` can tell where the numbering of such calls starts again.
         calls = self._current.loose if self.clock.reported else Counter[str]()
@@ -253,7 +265,7 @@ class Calls:
 
     def operation(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a torch function that is no activation."""
-        if self._tracing is frame:
+        if self._tracing is frame and is_running(frame.python):
             return self.tracer.run(func, args, kwargs)
         return func(*args, **kwargs)
 
@@ -261,9 +273,11 @@ class Calls:
         """Call a torch function that is an activation, or might be."""
         place = state = None
         try:
-            counts = frame.counted and self._counting.call()
-            call = row(args, kwargs) if counts else None
-            place = None if call is None else self._place_of(frame, call)
+            with torch._C.DisableTorchFunction():
+                # An interrupt leaves us listening to what is called outside of any frame.
+                counts = frame.counted and is_running(frame.python) and self._counting.call()
+                call = row(args, kwargs) if counts else None
+                place = None if call is None else self._place_of(frame, call)
             if call is not None and place is not None and place.active:
                 state = self._observe(frame, place, place.base, call.module, call.source)
         except Exception as error:  # as above
@@ -301,9 +315,9 @@ class Calls:
     def _observe(
         self, frame: Frame, place: Place, base: str, module: nn.Module, source: Tensor
     ) -> SiteState | None:
-        if not is_real(source):
-            return None
-        with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+        with torch._C.DisableTorchFunction(), torch.no_grad(), no_dispatch_modes(), self._lock:
+            if not (is_real(source) and source.is_floating_point()):
+                return None
             z = pre_activation(module, source)
             call = self._number(frame, place, base)
             name = call_name(base, call, self._layout.names)
@@ -315,8 +329,9 @@ class Calls:
             elif place.functional:
                 place.follow(state, module)
             state.observe(z, self.clock.tick, self.clock.every)
-        if self._tracing is frame:
-            self.tracer.enter_site(name, source, state.dim_of(source), state.units)
+        with torch._C.DisableTorchFunction():  # but with gradients as they are
+            if self._tracing is frame and source.ndim:
+                self.tracer.enter_site(name, source, state.dim_of(source), state.units)
         return state
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
@@ -329,10 +344,11 @@ class Calls:
 
     def _observe_output(self, frame: Frame, place: Place, state: SiteState, output: Tensor) -> None:
         try:
-            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
-                state.observe_output(output.detach(), self.clock.tick)
-            if self._tracing is frame:
-                self.tracer.leave_site(state.site.name, output, state.dim_of(output))
+            with torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
+                with torch.no_grad():
+                    state.observe_output(output.detach(), self.clock.tick)
+                if self._tracing is frame and output.ndim:
+                    self.tracer.leave_site(state.site.name, output, state.dim_of(output))
         except Exception as error:  # as above
             self._give_up(place, error)
 
@@ -368,6 +384,9 @@ class Calls:
     def _give_up(self, place: Place | None, error: Exception) -> None:
         if place is not None:
             place.failed = True
+            with torch._C.DisableTorchFunction(), torch.no_grad(), no_dispatch_modes():
+                for state in place.states:
+                    state.restart(state.age)  # part of the evidence is none
         frame = self._current.frame
         if frame is not None:
             frame.site = None
@@ -375,8 +394,7 @@ class Calls:
                 self._drop_trace()
         warnings.warn(
             f"observing {place.base if place else 'a function'!r} failed and is switched off; "
-            f"training goes on. "
-            f"{type(error).__name__}: {error}",
+            f"training goes on. {type(error).__name__}: {str(error).partition(chr(10))[0]}",
             SiteDisabledWarning,
             stacklevel=2,
         )

@@ -23,8 +23,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
-from torch.autograd.function import FunctionCtx
+from torch import Tensor, nn
+from torch.autograd.function import Function, FunctionCtx
 
 from deadwatch.observe.hooks import is_recomputing, is_running
 
@@ -118,11 +118,26 @@ def _is_transformed() -> bool:
 
 
 def _is_in_autograd_function() -> bool:
-    """Whether an autograd function's forward is running: it is what switched gradients off."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        names = frame.f_code.co_varnames
-        if names and names[0] == "ctx" and isinstance(frame.f_locals.get("ctx"), FunctionCtx):
+    """Whether an autograd function runs that will be differentiated: it switched gradients off."""
+    forward = sys._getframe(1)
+    while (caller := forward.f_back) is not None:
+        if caller.f_code is _APPLY and _is_differentiated(forward, caller):
             return True
-        frame = frame.f_back
+        forward = caller
     return False
+
+
+_APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def _is_differentiated(forward: FrameType, apply: FrameType) -> bool:
+    """Whether gradients were on where an autograd function was called, and something needs them."""
+    names = forward.f_code.co_varnames
+    first = forward.f_locals.get(names[0]) if names else None
+    if isinstance(first, tuple) and first:  # a decorator's *args
+        first = first[0]
+    if isinstance(first, FunctionCtx):
+        return bool(first.next_functions)  # type: ignore[attr-defined]
+    # One that sets its context up later is not given it.
+    arguments = apply.f_locals["args"]
+    return any(isinstance(value, Tensor) and value.requires_grad for value in arguments)

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from deadwatch.observe.hooks import no_dispatch_modes
+
 
 @dataclass(frozen=True)
 class FunctionalCall:
@@ -88,7 +90,8 @@ def _is_plain(value: Any) -> bool:
 
 @lru_cache(maxsize=1024)  # bounded, for a parameter that changes with every step
 def _shared(module: Callable[..., nn.Module], values: tuple[Any, ...]) -> nn.Module:
-    return module(*values).eval()  # a random slope takes its mean
+    with no_dispatch_modes():
+        return module(*values).eval()  # a random slope takes its mean
 
 
 def _row(

@@ -111,9 +111,12 @@ def measure(module: nn.Module) -> Gate:
     if key not in _MEASURED:
         with isolated():
             gate = Trial(pure_copy(module), torch.float64).gate()
+        if len(_MEASURED) >= _MOST:  # a parameter changes with every step
+            _MEASURED.clear()
         _MEASURED[key] = gate or _OPEN  # with extreme parameters it is a line
     return _MEASURED[key]
 
 
+_MOST = 1024
 _SCALARS = (bool, int, float, str)
 _MEASURED: dict[tuple[Any, ...], Gate] = {}

@@ -198,8 +198,8 @@ def _chunks(z: Tensor, dim: int) -> Iterator[Tensor]:
 
 def _canonical(z: Tensor, dim: int) -> tuple[Tensor, int]:
     """At least two axes, and a non-negative unit axis."""
-    if z.ndim == 1:
-        return z.unsqueeze(0), 1
+    if z.ndim < 2:
+        return z.reshape(1, -1), 1
     return z, dim % z.ndim
 
 

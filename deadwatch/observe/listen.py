@@ -11,8 +11,9 @@ import torch
 from torch import fx
 from torch.overrides import (
     TorchFunctionMode,
-    _get_current_function_mode,
     _get_current_function_mode_stack,
+    _pop_mode,
+    _push_mode,
 )
 
 from deadwatch.observe.frames import Frame
@@ -91,9 +92,13 @@ class Ears(threading.local):
 
     def stop(self) -> None:
         """Tell of nothing until `listen`."""
-        self._listener.frame = None  # harmless, should another mode still stand above it
-        if not self._stays and _get_current_function_mode() is self._listener:
-            self._listener.__exit__(None, None, None)
+        self._listener.frame = None
+        if not self._stays and self._listener in _get_current_function_mode_stack():
+            above = []
+            while (mode := _pop_mode()) is not self._listener:
+                above.append(mode)  # of another watch, or entered in the forward and still on
+            for mode in reversed(above):
+                _push_mode(mode)
 
     def stay(self, stays: bool) -> None:
         """Be on between frames too, for compiled code to listen, or no longer."""

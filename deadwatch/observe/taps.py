@@ -11,6 +11,7 @@ activation is no longer observed, one warning says so, and training goes on.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,7 +49,15 @@ class Taps:
         counting = counting or Counting()
         self._layout = Layout(model, selection, yields=not counting.evaluation)
         self._clock = Clock(every)
-        self._calls = Calls(model, self._layout, selection, self._clock, counting, self._adjust)
+        me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
+        self._calls = Calls(
+            model,
+            self._layout,
+            selection,
+            self._clock,
+            counting,
+            lambda: me._adjust(),
+        )
         self._graph = self._calls.graph
         self._attached = False
         self._asleep = False

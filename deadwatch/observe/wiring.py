@@ -32,6 +32,7 @@ from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.arithmetic import unlisted
+from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.labels import Flow, Label, Op, Part, cut_stem, tensors_in, unknown
 from deadwatch.observe.operations import RULES
 from deadwatch.records import Wire
@@ -109,8 +110,8 @@ class Tracer:
                     self.read(label, "code outside the forward")
             self._find_unseen_readers(output)
             self._find_kept_tensors(output)
-            for site, call in self._open.items():
-                self._known[site][_visit(call)] = None
+            for site, visit in [(site, _visit(call)) for site, call in self._open.items()]:
+                self._known[site][visit] = None
         except Exception as error:  # never break training
             self._fail(error)
         self.abandon()
@@ -196,11 +197,12 @@ class Tracer:
         """Call a torch function and follow the labels of its arguments into its result."""
         if self.failed:
             return func(*args, **kwargs)
-        shapes = self._shapes(args, kwargs)
+        with torch._C.DisableTorchFunction():
+            shapes = self._shapes(args, kwargs)
         result = func(*args, **kwargs)
         try:
-            # What looks at tensors here is nothing that another watch should follow.
-            with torch._C.DisableTorchFunction():
+            # What looks at tensors here is nothing that other modes should follow.
+            with torch._C.DisableTorchFunction(), no_dispatch_modes():
                 self._follow(func, args, kwargs, result, shapes)
         except Exception as error:  # never break training
             self._fail(error)
