@@ -733,6 +733,15 @@ def test_after_an_interrupt_nobody_listens_to_the_training_loop() -> None:
         assert samples(watch) == {"0-relu": 16, "0.act": 0, "2": 16}
 
 
+def test_a_checkpointed_model_does_not_pass_for_a_compiled_one() -> None:
+    model = mlp()
+    checkpoint(model, X.clone().requires_grad_(), use_reentrant=False)
+    watch = Watch(model).attach()
+    checkpoint(model, X.clone().requires_grad_(), use_reentrant=False)
+    assert not watch._taps.compiled
+    watch.detach()
+
+
 def test_two_watches_keep_the_fast_path_of_a_frozen_transformer() -> None:
     layer = nn.TransformerEncoderLayer(12, 4, 32, 0.0, batch_first=True)
     encoder = nn.TransformerEncoder(layer, 2)
