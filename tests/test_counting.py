@@ -632,3 +632,25 @@ def test_two_watches_do_not_see_each_other() -> None:
 def no_stray_warnings(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
     yield
     assert not [w for w in recwarn if issubclass(w.category, DeadwatchWarning)]
+
+
+def test_the_axis_of_a_site_first_met_in_an_untraced_forward_is_known_from_the_graph() -> None:
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.dense, self.late = nn.Conv1d(3, 5, 1), nn.Linear(9, 7), False
+
+        def forward(self, x: Tensor) -> Any:
+            if not self.late:
+                return self.conv(x).sum()
+            return self.conv(x).relu().sum() + (self.dense(x) * 2).tanh().sum()
+
+    model, x = Late(), torch.randn(4, 3, 9)
+    with Watch(model) as watch:
+        model(x)
+        watch.step()
+        model.late = True
+        model(x)
+        report = watch.peek()
+    found = {name: (site.units, site.site.unit_dim) for name, site in report.items()}
+    assert found == {"relu": (5, 1), "tanh": (7, -1)}

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import overhead, remedies
-from examples import digits
+from examples import born_dead, digits, transformer
 from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
 
@@ -35,6 +35,19 @@ def test_the_demo_trains_prints_its_table_and_writes_runs(
     assert f"tensorboard --logdir {tmp_path}" in printed
     written = sorted(path.parent.parent.name for path in tmp_path.rglob("events.*"))
     assert written == ["ladder", "watched"]
+
+
+def test_the_transformer_shows_its_sites(capsys: pytest.CaptureFixture[str]) -> None:
+    _, report = transformer.main(["--epochs", "1"])
+    assert list(report) == ["encoder.layers.0-relu", "encoder.layers.1-relu", "act"]
+    assert all(site.site.producers and site.site.consumers for site in report.values())
+    assert "read by     <linear out.weight" in capsys.readouterr().out
+
+
+def test_the_born_dead_are_found_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    results = born_dead.main(["--draws", "5"])
+    assert set(results) == {"taken as it came", "drawn until alive"}
+    assert "| 3 | 73.7% |" in capsys.readouterr().out
 
 
 def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -347,7 +347,7 @@ def refused(model: nn.Module, x: Tensor, remedy: Remedy, site: str = "1") -> str
         optimizer=optimizer,
         policy=Policy(remedy, when=0.0),
         rules=Rules(min_samples=1),
-        include=site.partition("-")[0],
+        include=site,
     )
     with watch:
         model(x)
@@ -431,6 +431,18 @@ def test_a_shared_activation_is_not_swapped() -> None:
     with torch.no_grad():
         model.bn1.bias[0] = -99
     assert "relu is called 2 times in a forward" in refused(model, images(2), Swap(), site="relu")
+
+
+def test_a_function_is_not_swapped_together_with_the_module_that_calls_it() -> None:
+    class Pooled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x)[:, ::2]
+
+    model = nn.Sequential(nn.Linear(4, 8), Pooled(), nn.Linear(4, 3))
+    with torch.no_grad():
+        cast(nn.Linear, model[0]).bias[:2] = -30
+    assert "1-relu calls ReLU as a function" in refused(model, torch.randn(50, 4), Swap(), "1-relu")
+    assert isinstance(model[1], Pooled)
 
 
 def test_insisting_on_quiet_without_known_readers_is_refused() -> None:

@@ -112,8 +112,14 @@ class Calls:
 
     def compile_again(self, last: int) -> None:
         """End that; ``last`` is the last step in which it was so."""
-        if self._eager.end():
+        # Graphs look at what trains: whoever looks at anything else runs none.
+        if not self._counting.evaluation and self._eager.end():
             self._looked = last
+
+    def end(self) -> None:
+        """Leave everything as it was found."""
+        self.between_steps()
+        self._eager.end()
 
     def between_steps(self) -> None:
         """Nothing is being called now."""
@@ -253,19 +259,19 @@ class Calls:
 
     def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
         """Call a torch function that is an activation, or might be."""
-        counts = frame.counted and self._counting.call()
-        call = row(args, kwargs) if counts else None
-        place = None if call is None else self._place_of(frame, call)
-        if call is None or place is None or not place.active:
-            return self.operation(frame, func, args, kwargs)
-        state = None
+        place = state = None
         try:
-            state = self._observe(frame, place, place.base, call.module, call.source)
+            counts = frame.counted and self._counting.call()
+            call = row(args, kwargs) if counts else None
+            place = None if call is None else self._place_of(frame, call)
+            if call is not None and place is not None and place.active:
+                state = self._observe(frame, place, place.base, call.module, call.source)
         except Exception as error:  # as above
             self._give_up(place, error)
+        if place is None or state is None:
+            return self.operation(frame, func, args, kwargs)
         result = func(*args, **kwargs)
-        if state is not None:
-            self._observe_output(frame, place, state, result)
+        self._observe_output(frame, place, state, result)
         return result
 
     def _function_base(self, path: str, kind: str) -> str:
@@ -345,7 +351,7 @@ class Calls:
         if dim is None and self._tracing is frame:
             dim = self.tracer.unit_dim(source)
         if dim is None:
-            dim, guessed = assumed_unit_dim(z)
+            dim, guessed = assumed_unit_dim(source)
         state = self.sites[site.name] = place.start(site, module, z, dim)
         self.graph.know(place)
         if self._tracing is not frame:
@@ -359,15 +365,17 @@ class Calls:
             )
         return state
 
-    def _give_up(self, place: Place, error: Exception) -> None:
-        place.failed = True
+    def _give_up(self, place: Place | None, error: Exception) -> None:
+        if place is not None:
+            place.failed = True
         frame = self._current.frame
         if frame is not None:
             frame.site = None
             if self._tracing is frame:  # what it would miss could be taken for absent
                 self._drop_trace()
         warnings.warn(
-            f"observing {place.base!r} failed and is switched off; training goes on. "
+            f"observing {place.base if place else 'a function'!r} failed and is switched off; "
+            f"training goes on. "
             f"{type(error).__name__}: {error}",
             SiteDisabledWarning,
             stacklevel=2,

@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -60,53 +60,67 @@ _ENTRANCE = os.path.join("torch", "_dynamo", "eval_frame.py")
 
 
 class Eager:
-    """Makes compiled code run uncompiled for a while, so that its hooks can find its sites."""
+    """Makes compiled code run uncompiled for a while, so that its hooks can find its sites.
 
-    def __init__(self) -> None:
-        self._stance: Any = None
+    Where several do so at once, the last to end lets it run compiled.
+    """
+
+    _begun: ClassVar[set[Eager]] = set()
+    _stance: ClassVar[Any] = None
 
     def begin(self) -> None:
         """Run nothing compiled until `end`."""
-        if self._stance is None and "torch._dynamo" in sys.modules:  # else nothing is compiled
-            self._stance = torch.compiler.set_stance("force_eager")
+        if "torch._dynamo" not in sys.modules:  # nothing is compiled
+            return
+        if not Eager._begun:
+            Eager._stance = torch.compiler.set_stance("force_eager")
+        Eager._begun.add(self)
 
     def is_replacing(self) -> bool:
         """Whether what is being called would run compiled, were it not for this."""
-        frame: FrameType | None = sys._getframe(1) if self._stance is not None else None
+        frame: FrameType | None = sys._getframe(1) if self in Eager._begun else None
         for _ in range(16):
             if frame is None:
                 return False
             if frame.f_code.co_filename.endswith(_ENTRANCE):
-                return True
+                return frame.f_code.co_qualname.startswith("_TorchDynamoContext.")
             frame = frame.f_back
         return False
 
     def end(self) -> bool:
         """Run compiled code as it is; returns whether it was kept from that."""
-        if self._stance is None:
+        if self not in Eager._begun:
             return False
-        self._stance.__exit__(None, None, None)
-        self._stance = None
+        Eager._begun.remove(self)
+        if not Eager._begun:
+            Eager._stance.__exit__(None, None, None)
         return True
 
 
-def forget_graphs() -> None:
-    """Drop what was compiled so far: it would run on without the hooks put there since."""
+def forget_graphs(listens: Any) -> None:
+    """Drop what was compiled so far: it would run on without the hooks put there since.
+
+    Args:
+        listens: The function that the function mode consists of.
+    """
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
         _run_as_it_is(Hook.__call__.__code__)
+        _run_as_it_is(listens.__code__)
 
 
 def _run_as_it_is(code: CodeType) -> None:
     """Have the compiler leave a function alone, and all it calls, unless it is called in a graph.
 
-    The hooks of the outermost module run outside of its graph. Compiled on their own they would
-    be bookkeeping without a frame to keep the books of.
+    The hooks of the outermost module run outside of its graph, and so does the function mode where
+    a graph breaks. Compiled on their own they would be bookkeeping without a frame to keep the
+    books of.
     """
     from torch._C._dynamo import eval_frame
 
-    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
-    eval_frame.set_code_exec_strategy(code, skip)
+    if hasattr(eval_frame, "set_code_exec_strategy"):  # else what it hides is unseen
+        skip = eval_frame._FrameAction.SKIP
+        eval_frame.set_code_exec_strategy(code, eval_frame._FrameExecStrategy(skip, skip))
 
 
 def is_real(tensor: Tensor) -> bool:

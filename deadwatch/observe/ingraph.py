@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, ref
 
 import torch
 from torch import Tensor, nn
-from torch._guards import CompileContext
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.functions import Row
+from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.places import Place
 from deadwatch.observe.sites import pre_activation
 
@@ -69,7 +69,7 @@ class InGraph:
         self.inside = False
         self.gradients = True
         self.calls: Counter[tuple[str, bool]] = Counter()
-        self.trace: Any = None
+        self.trace: Callable[[], Any] = lambda: None
         self.key = next(_KEYS)
         _KNOWN[self.key] = self
 
@@ -97,8 +97,9 @@ class InGraph:
         # Activation checkpointing demands that recomputation runs the graph of the forward.
         if self.traced and self._counted != counted:
             self._counted = counted
-            for weight in self.weights.values():
-                weight.fill_(counted)
+            with torch.no_grad(), torch._C.DisableTorchFunction(), no_dispatch_modes():
+                for weight in self.weights.values():
+                    weight.fill_(counted)
 
     # ── in the graph ────────────────────────────────────────────────────────────────────
 
@@ -201,9 +202,9 @@ _KNOWN: WeakValueDictionary[int, InGraph] = WeakValueDictionary()
 def _current(key: int) -> InGraph:
     """The one with this key, told of a trace that has just begun."""
     known = _KNOWN[key]
-    trace = CompileContext.current_trace_id()
-    if known.trace != trace:
-        known.trace, known.traced = trace, True
+    trace = _translation()  # their numbers begin anew when the compiler is reset
+    if known.trace() is not trace:
+        known.trace, known.traced = ref(trace), True
         known.modules, known.inside = [], False
         known.calls.clear()
         known.gradients = torch.is_grad_enabled()

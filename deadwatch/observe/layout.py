@@ -43,6 +43,11 @@ class Group:
 class Layout:
     """The modules of a model as `Taps` needs to know them; `refresh` follows changes.
 
+    Args:
+        model: The model.
+        selection: Which activations to watch.
+        yields: Whether modules that evaluate faster unwatched are left alone when they do.
+
     Attributes:
         places: All activation modules, also those that are not wanted.
         groups: The modules that get hooks.
@@ -51,9 +56,10 @@ class Layout:
         calls_functions: Whether some module has a forward of its own, which may call anything.
     """
 
-    def __init__(self, model: nn.Module, selection: Selection) -> None:
+    def __init__(self, model: nn.Module, selection: Selection, *, yields: bool = True) -> None:
         self._model = model
         self._selection = selection
+        self._yields = yields
         self.places: list[Place] = []
         self.groups: list[Group] = []
         self.paths: dict[nn.Module, list[str]] = {}
@@ -112,19 +118,24 @@ class Layout:
         if module in places:
             group.parts.append((module, places[module]))
             return
-        if isinstance(module, nn.TransformerEncoderLayer):
-            self._fast.setdefault(above, []).append(module)
-            if module is not self._model:
-                group = Group(module)
-                self.groups.append(group)
-        elif isinstance(module, nn.MultiheadAttention):
-            self._fast.setdefault(module, []).append(module)
+        group = self._group_of(module, group, above)
         children = list(module.children())
         if not _is_uncalled(module) and (children or not is_stock(module)):
             group.parts.append((module, None))
             above = module if group.layer is None else above
         for child in children:
             self._walk(child, group, above, places, seen)
+
+    def _group_of(self, module: nn.Module, group: Group, above: nn.Module) -> Group:
+        """The group of a module; one that evaluates faster unwatched has a group of its own."""
+        if self._yields and isinstance(module, nn.MultiheadAttention):
+            self._fast.setdefault(module, []).append(module)
+        if self._yields and isinstance(module, nn.TransformerEncoderLayer):
+            self._fast.setdefault(above, []).append(module)
+            if module is not self._model:
+                group = Group(module)
+                self.groups.append(group)
+        return group
 
     def path_of(self, module: nn.Module) -> str:
         """The first path of a module; empty for a stranger, say a replica."""

@@ -65,17 +65,20 @@ _INTERPRETER = str(sys.modules["torch.fx.interpreter"].__file__)
 
 def _is_compiled_code(frame: Frame, caller: FrameType | None) -> bool:
     """Whether a graph of `torch.compile` runs uncompiled (backend "eager"); it counts itself."""
-    for _ in range(4):  # the function's own frames stand between
-        if caller is None:
-            return False
+    left = 4  # the function's own frames stand between
+    while caller is not None and left:
         if caller.f_code.co_filename.startswith(("<eval_with_key>", _INTERPRETER)):
             return not isinstance(frame.modules[-1], fx.GraphModule)  # else it is the user's own
+        # Another function mode called it again.
+        left = 4 if caller.f_code.co_name == "__torch_function__" else left - 1
         caller = caller.f_back
     return False
 
 
 class Ears(threading.local):
     """One listener for each thread that runs the model."""
+
+    hears = _Listener.__torch_function__
 
     def __init__(self, hearer: Hearer, graph: InGraph) -> None:
         self._listener = _Listener(hearer, graph)

@@ -46,7 +46,7 @@ _BASE = frozenset(vars(nn.Module()))
 
 def _may_be_activation(module: nn.Module) -> bool:
     """Whether it is worth a copy: a leaf that is not torch's own and holds no weight matrix."""
-    if type(module).__module__.split(".")[0] == "torch" or next(module.children(), None):
+    if type(module).__module__.split(".")[0] == "torch" or any(True for _ in module.children()):
         return False
     if "forward" in vars(module):  # patched, and a copy may still lead to the original
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -81,10 +82,41 @@ def pre_activation(module: nn.Module, z: Tensor) -> Tensor:
 
 
 def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
-    """The unit axis of a pre-activation of unknown origin, and whether that is a mere guess."""
+    """The unit axis of a pre-activation that was not traced, and whether that is a mere guess.
+
+    Autograd's graph tells it where nothing but element-wise operations stand between z and the
+    layer that made it.
+    """
     if z.ndim <= 2:
         return -1, False
+    node: Any = z.grad_fn
+    while node is not None:
+        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        if name in _CHANNELS_FIRST:
+            return 1 - z.ndim, False
+        if name in _FEATURES_LAST:
+            return -1, False
+        followed = name in _ELEMENT_WISE or (name in _VIEWS and _keeps_last(node, z))
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        node = parents[0] if followed and parents else None
     return (-1 if z.ndim == 3 else 1 - z.ndim), True
+
+
+_CHANNELS_FIRST = frozenset(
+    {"Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm"}
+)
+_FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm", "Bmm"})
+_ELEMENT_WISE = frozenset(
+    {"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "NativeDropout"}
+    | {"ToCopy"}
+)
+_VIEWS = frozenset({"View", "UnsafeView"})
+
+
+def _keeps_last(view: Any, z: Tensor) -> bool:
+    """Whether a view only splits the first of two axes: a dense layer on more than two makes it."""
+    sizes = view._saved_self_sym_sizes
+    return len(sizes) == 2 and sizes[-1] == z.shape[-1]
 
 
 def _activations(model: nn.Module) -> list[Candidate]:

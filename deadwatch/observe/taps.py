@@ -24,6 +24,7 @@ from deadwatch.observe.calls import Calls, Clock
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.hooks import Hook, forget_graphs, remove
 from deadwatch.observe.layout import Group, Layout
+from deadwatch.observe.listen import Ears
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
 from deadwatch.records import Ints, Snapshot, Window
@@ -44,11 +45,10 @@ class Taps:
     ) -> None:
         self.enabled = True
         self._model = model
-        self._layout = Layout(model, selection)
+        counting = counting or Counting()
+        self._layout = Layout(model, selection, yields=not counting.evaluation)
         self._clock = Clock(every)
-        self._calls = Calls(
-            model, self._layout, selection, self._clock, counting or Counting(), self._adjust
-        )
+        self._calls = Calls(model, self._layout, selection, self._clock, counting, self._adjust)
         self._graph = self._calls.graph
         self._attached = False
         self._asleep = False
@@ -67,7 +67,7 @@ class Taps:
             self._asleep = False
             return self._between_steps()
         self._attached, self._asleep = True, False
-        forget_graphs()
+        forget_graphs(Ears.hears)
         self._calls.look_around()
         self._layout.refresh()
         self._graph.traced = self._graph.traced or self._layout.compiled
@@ -120,7 +120,7 @@ class Taps:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
         self._between_steps()
-        self._calls.compile_again(self._clock.tick)
+        self._calls.end()
         for group in self._layout.groups:
             remove(group.handles)
 
@@ -242,8 +242,8 @@ class Taps:
                 self._calls.look_around()
         for name, state in self._calls.sites.items():
             state.restart(ages[name])
-        for place in self._layout.places:
-            place.relearn()
+        for place in self._layout.places if not self._graph.traced else ():
+            place.relearn()  # a graph would be compiled anew for every gate
         self._between_steps()
 
     def forget(self, site: str, units: Ints) -> None:

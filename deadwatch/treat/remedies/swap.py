@@ -74,6 +74,11 @@ class Swap(Remedy):
     def plan(self, case: Case) -> Plan:
         """Plan the module that takes the activation's place."""
         site = case.report.site
+        if site.functional:
+            raise CannotTreat(
+                f"{site.name} calls {site.activation} as a function, and there is no module to "
+                "replace; call it as a module, or choose another remedy"
+            )
         if case.calls > 1:
             raise CannotTreat(
                 f"{site.module} is called {case.calls} times in a forward; a swap at this call "
