@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from deadwatch import Watch
+from deadwatch.observe.wiring import _references_of_graph
 from deadwatch.records import Site
 from tests.nets import SharedReLU, Tokens, conv, images, mlp, vectors
 
@@ -596,3 +598,16 @@ def test_only_what_is_kept_is_looked_for_in_the_heap(monkeypatch: pytest.MonkeyP
     assert not looked
     site_of(Net(keeping), vectors(), "act")
     assert looked == [1]
+
+
+def test_what_is_looked_up_in_a_checkpointed_region_is_not_recorded_there() -> None:
+    saved: list[Tensor] = []
+
+    def noting(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    _references_of_graph.cache_clear()
+    with saved_tensors_hooks(noting, noting), torch.inference_mode(False):
+        assert _references_of_graph() == _references_of_graph.__wrapped__()
+    assert not saved
