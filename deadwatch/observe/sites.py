@@ -105,7 +105,7 @@ def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
 _CHANNELS_FIRST = frozenset(
     {"Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm"}
 )
-_FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm", "Bmm"})
+_FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm"})
 _ELEMENT_WISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "NativeDropout"}
     | {"ToCopy"}
