@@ -307,7 +307,9 @@ class Oracle(TorchFunctionMode):
 def kind_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
     """The kind of an activation function that is called on an activation, or None."""
     z = args[0]
-    if not isinstance(z, Tensor) or isinstance(z, nn.Parameter) or not z.is_floating_point():
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        return None
+    if isinstance(z, nn.Parameter) or isinstance(z._base, nn.Parameter):
         return None
     name = str(getattr(func, "__name__", "")).strip("_").replace("log_sigmoid", "logsigmoid")
     if name in ("clamp", "clamp_min"):

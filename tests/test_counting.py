@@ -853,3 +853,17 @@ def test_the_axis_of_a_site_first_met_in_an_untraced_forward_is_known_from_the_g
 
 def _none(value: object) -> None:
     """What a hook returns that changes nothing."""
+
+
+def test_scores_of_tokens_for_each_other_are_no_features() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return torch.bmm(self.q(x), self.k(x).mT).relu()
+
+    model = Scores()
+    with Watch(model), pytest.warns(AmbiguousUnitDimWarning, match="relu: which axis"):
+        model(torch.randn(2, 5, 8))

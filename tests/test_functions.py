@@ -185,3 +185,19 @@ def test_another_mode_in_between_does_not_double_a_call() -> None:
     with Listener() as listener, Other():
         F.relu(data())
     assert [call.kind for call in listener.calls] == ["relu"]
+
+
+def test_a_clamp_is_alive_where_its_input_is_zero() -> None:
+    """Clamp passes gradient there, unlike ReLU; so do layers that begin at zero."""
+    gate = gate_of(listen(torch.clamp, data(), 0).module)
+    assert gate is not None
+    assert gate.low < 0.0
+    assert np.nextafter(np.float32(0), np.float32(-1)) == gate.low
+
+
+@pytest.mark.parametrize("view", [lambda p: p.view(2, 4), lambda p: p[3:], lambda p: p])
+def test_a_gate_on_a_weight_is_no_activation(view: Callable[[Tensor], Tensor]) -> None:
+    listener = Listener()
+    with listener:
+        torch.sigmoid(view(nn.Parameter(torch.randn(8))))
+    assert not listener.calls

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from deadwatch.activations import SwappedActivation, UnitPReLU
+from deadwatch.observe.functions import Clamp
 from deadwatch.observe.gates import gate_of, is_learned
-from deadwatch.observe.measure import EPSILON
+from deadwatch.observe.measure import EPSILON, TINY
 from deadwatch.observe.sites import Selection
 from deadwatch.records import Gate
 
@@ -37,6 +38,12 @@ class Own(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, x)
+
+
+def closed_beyond(low: float, high: float) -> Gate:
+    """The gate of a clamp, which passes gradient at its very ends."""
+    ends = np.nextafter(np.float32([low, high]), np.float32([-INF, INF]))
+    return Gate(float(ends[0]), float(ends[1]))
 
 
 def learned(value: float, *shape: int) -> nn.Parameter:
@@ -88,11 +95,11 @@ def shift(m: Any, x: Tensor) -> Tensor:
 KNOWN = [  # own formulas, and the module of torch that they amount to
     (Own(lambda m, x: torch.where(x > 0, x, 0.0)), nn.ReLU()),
     (Own(lambda m, x: x * (x > 0)), nn.ReLU()),
-    (Own(lambda m, x: x.clamp(min=0)), nn.ReLU()),
-    (InPlace(), nn.ReLU()),
+    (Own(lambda m, x: x.clamp(min=0)), Clamp()),
+    (InPlace(), Clamp()),
     (Own(lambda m, x: torch.relu(x) ** 2), nn.ReLU()),
     (Own(lambda m, x: F.relu(x.float())), nn.ReLU()),  # whatever it is given
-    (Own(lambda m, x: x.clamp(0, 6)), nn.ReLU6()),
+    (Own(lambda m, x: x.clamp(1, 6)), nn.Hardtanh(1, 6)),
     (Own(lambda m, x: x.clip(m.low, m.high), low=-2.0, high=0.5), nn.Hardtanh(-2.0, 0.5)),
     (Own(lambda m, x: torch.clamp(x / 6 + 0.5, 0, 1)), nn.Hardsigmoid()),
     (Own(lambda m, x: F.relu6(x + 3) / 6), nn.Hardsigmoid()),
@@ -129,6 +136,17 @@ def test_own_formulas_have_the_gates_of_the_modules_they_amount_to(
     ends = (gate.low, gate.high)
     assert ends == pytest.approx((expected.low, expected.high), rel=1e-6, abs=0)
     assert (gate.inside, gate.flat) == (expected.inside, expected.flat)
+
+
+@pytest.mark.parametrize("low", [0.0, -2.0, 0.3])
+def test_a_clamp_is_open_at_its_very_ends(low: float) -> None:
+    own = Own(lambda m, x: x.clamp(low, 6.0))
+    gate = gate_of(own)
+    assert gate == closed_beyond(low, 6.0)
+    ends = torch.tensor([low, 6.0], requires_grad=True)
+    own(ends).sum().backward()
+    assert ends.grad is not None
+    assert ends.grad.all()
 
 
 OTHERS = [
@@ -291,7 +309,7 @@ def test_a_hook_does_not_drag_its_owner_into_the_copy() -> None:
 
     module = InPlace()
     module.register_forward_hook(Owner().hook)
-    assert gate_of(module) == Gate(0.0, INF)
+    assert gate_of(module) == Gate(-TINY, INF)
 
 
 def test_surroundings_are_kept_out() -> None:
@@ -310,7 +328,7 @@ def test_surroundings_are_kept_out() -> None:
         Nothing(),
     ):
         with surrounding:
-            assert gate_of(module) == Gate(-1.0, 1.0)
+            assert gate_of(module) == closed_beyond(-1.0, 1.0)
 
 
 def test_an_interrupt_passes() -> None:
@@ -334,9 +352,10 @@ def test_one_class_with_different_functions_is_not_mixed_up() -> None:
     assert gate_of(Holder(F.gelu)) == gate_of(nn.GELU())
     assert gate_of(Holder(F.silu)) == gate_of(nn.SiLU())
     for end in (1.0, 2.0):
-        assert gate_of(Holder(lambda x, end=end: x.clamp(-end, end))) == Gate(-end, end)
-        assert gate_of(Holder(F.relu, [0.0, end])) == Gate(0.0, end)
-        assert gate_of(Holder(lambda x: x.clamp(-end, end))) == Gate(-end, end)  # noqa: B023
+        assert gate_of(Holder(lambda x, end=end: x.clamp(-end, end))) == closed_beyond(-end, end)
+        assert gate_of(Holder(F.relu, [-1.0, end])) == Gate(0.0, closed_beyond(0.0, end).high)
+        own = gate_of(Holder(lambda x: x.clamp(-end, end)))  # noqa: B023
+        assert own == closed_beyond(-end, end)
 
 
 def test_a_learned_gate_is_measured_anew() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from deadwatch import Watch
+from deadwatch.observe.wiring import _references_of_graph
 from deadwatch.records import Site
 from tests.nets import SharedReLU, Tokens, conv, images, mlp, vectors
 
@@ -596,3 +599,65 @@ def test_only_what_is_kept_is_looked_for_in_the_heap(monkeypatch: pytest.MonkeyP
     assert not looked
     site_of(Net(keeping), vectors(), "act")
     assert looked == [1]
+
+
+def test_what_is_looked_up_in_a_checkpointed_region_is_not_recorded_there() -> None:
+    saved: list[Tensor] = []
+
+    def noting(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    _references_of_graph.cache_clear()
+    with saved_tensors_hooks(noting, noting), torch.inference_mode(False):
+        assert _references_of_graph() == _references_of_graph.__wrapped__()
+    assert not saved
+
+
+def by_head(y: Tensor) -> Tensor:
+    """(B, T, 8) as (B, 2 heads, T, 4)."""
+    return y.view(4, 5, 2, 4).transpose(1, 2)
+
+
+AXES: dict[str, tuple[Callable[[Any, Tensor], Tensor], int, int]] = {
+    "scores": (lambda net, y: by_head(y) @ torch.randn(4, 2, 4, 6), 1, 2),
+    "scores-of-keys": (lambda net, y: torch.randn(4, 2, 3, 4) @ by_head(y).mT, 1, 2),
+    "rows": (lambda net, y: y.mT @ torch.randn(4, 5, 6), 1, 8),
+    "channels": (lambda net, y: y.mT @ y, -1, 8),
+    "each-head": (
+        lambda net, y: (
+            torch.baddbmm(net.offset, y.view(20, 2, 4).transpose(0, 1), net.heads)
+            .transpose(0, 1)
+            .reshape(4, 5, 6)
+        ),
+        -1,
+        6,
+    ),
+    "sum-in-heads": (lambda net, y: y.view(4, 5, 2, 4).sum(-1), -1, 2),
+    "mean-of-heads": (lambda net, y: by_head(y).mean(1), -1, 4),
+    "kept": (lambda net, y: y.view(4, 5, 2, 4).sum(-1, keepdim=True), 2, 2),
+    "gather": (lambda net, y: y.gather(1, torch.zeros(4, 2, 8, dtype=torch.int64)), -1, 8),
+    "index_select": (lambda net, y: y.index_select(1, torch.tensor([0, 2])), -1, 8),
+}
+
+
+@pytest.mark.parametrize("name", AXES)
+def test_the_unit_axis_is_known_behind(name: str) -> None:
+    run, dim, units = AXES[name]
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act = nn.Linear(6, 8), nn.ReLU()
+            self.heads = nn.Parameter(torch.randn(2, 4, 3))
+            self.offset = nn.Parameter(torch.zeros(2, 1, 3))
+
+        def forward(self, x: Tensor) -> Any:
+            return self.act(run(self, self.up(x)))
+
+    model = Mixed()
+    with Watch(model) as watch, warnings.catch_warnings(action="error"):
+        model(torch.randn(4, 5, 6))
+        site = watch.peek()["act"]
+    assert (site.site.unit_dim, site.units) == (dim, units)
+    assert site.site.producers == ()

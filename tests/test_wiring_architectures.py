@@ -239,9 +239,7 @@ CASES = [
         nets.heads,
         nets.tokens,
         {
-            "act0": Wired(
-                1, "no known operation produces its pre-activation", "it is read by matmul"
-            ),
+            "act0": Wired(1, "it is produced by matmul", "it is read by matmul"),
             "act2": Wired(
                 -1, "a reshape spreads its units over several axes", "it is read by matmul"
             ),

@@ -58,6 +58,11 @@ class SiteState:
     @classmethod
     def start(cls, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
         """Begin a site at its first call, with pre-activation ``z``."""
+        if not -z.ndim <= dim < z.ndim:
+            raise ValueError(
+                f"unit_dim says axis {dim}, and the pre-activation has shape {tuple(z.shape)}; "
+                f"expected one of its axes, {-z.ndim} to {z.ndim - 1}"
+            )
         units = z.shape[dim]
         with torch.inference_mode(False):
             data = stats.new(units, z.device)

@@ -6,7 +6,7 @@ counted frame a call counts unless it
 
 - is made under ``no_grad`` (a teacher, an exponential average, a sampling pass). Reentrant
   checkpointing and reversible blocks switch gradients off themselves, as autograd functions do,
-  and differentiate later: what they call does count;
+  and differentiate later: what they call does count, all of it;
 - recomputes for activation checkpointing, inside a backward pass;
 - is made under a transform of `torch.func`, or while the model is traced or exported.
 

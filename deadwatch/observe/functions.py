@@ -70,7 +70,8 @@ class Row:
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or not source.dtype.is_floating_point:
             return None
-        if isinstance(source, nn.Parameter):
+        # A parameter of the model, or a view of one.
+        if isinstance(source, nn.Parameter) or isinstance(source._base, nn.Parameter):
             return None
         values = self._values(args, kwargs)
         plain = all(_is_plain(value) for value in values)
@@ -103,8 +104,12 @@ def _row(
     return Row(kind, module, tuple(parameters.items()), accepts)
 
 
+class Clamp(nn.ReLU):
+    """``clamp(min=0)``: a ReLU that passes gradient where its input is zero, too."""
+
+
 def _clamped(low: Any, high: Any = None) -> nn.Module:
-    return nn.ReLU()
+    return Clamp()
 
 
 def _at_zero(low: Any, high: Any = None) -> bool:

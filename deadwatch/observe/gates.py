@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from deadwatch.activations import SwappedActivation, UnitPReLU, pure_copy
-from deadwatch.observe.measure import EPSILON, rounded
+from deadwatch.observe.functions import Clamp
+from deadwatch.observe.measure import EPSILON, TINY, rounded
 from deadwatch.observe.probe import isolated, probe
 from deadwatch.observe.trial import Trial
 from deadwatch.records import Gate
@@ -36,6 +37,7 @@ def _outside(edge: float) -> Gate:
 # A PReLU is always open: where its slope is zero, the slope itself still receives gradient.
 EXACT: dict[type[nn.Module], Callable[[Any], Gate]] = {
     nn.ReLU: lambda m: Gate(0.0, _INF),
+    Clamp: lambda m: Gate(-TINY, _INF),
     nn.Hardtanh: lambda m: Gate(m.min_val, m.max_val),  # and ReLU6, its subclass
     nn.Hardsigmoid: lambda m: Gate(-3.0, 3.0),
     nn.Hardswish: lambda m: Gate(-3.0, _INF),

@@ -141,9 +141,35 @@ def _product(op: Op, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
     elif op.parameter(_base(left)) is not None and op.result.ndim > 1:
         op.keep_axis((-2,), f"it is produced by {op.name}")
     elif op.parameter(_base(right)) is not None:
-        op.keep_axis((-1,), f"it is produced by {op.name}")
+        op.keep_axis(_columns(right), f"it is produced by {op.name}")
     else:
-        unknown(op)
+        _keep_rows(op, left, right)
+
+
+def _columns(weight: Tensor) -> Place:
+    """The units of a product with a weight, of which every head or expert may have its own."""
+    base = _base(weight)
+    return (-3, -1) if weight.ndim == base.ndim == 3 and len(weight) == len(base) else (-1,)
+
+
+def _keep_rows(op: Op, left: Tensor, right: Tensor) -> None:
+    """A product of activations keeps the rows of the left one; the heads, if it sums over units."""
+    for tensor, summed in ((left, -1), (right, -2)):
+        label = op.tracer.label_of(tensor)
+        if label is None or label.dim is None:
+            continue
+        *spread, axis = op.place(tensor, label)
+        place = tuple(spread) if axis == summed else (*spread, axis) if tensor is left else ()
+        if place and summed not in place:
+            return op.keep_axis(place, f"it is produced by {op.name}")
+    return unknown(op)
+
+
+def baddbmm(op: Op) -> None:
+    """``b + x @ W`` for each head."""
+    if len(op.args) != 3 or op.parameter(_base(op.args[2])) is None:
+        return unknown(op)
+    return op.keep_axis(_columns(op.args[2]), f"it is produced by {op.name}")
 
 
 def _matrix(op: Op, tensor: Tensor) -> tuple[Tensor | None, int]:

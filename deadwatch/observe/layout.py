@@ -156,9 +156,8 @@ class Layout:
 
 def is_stock(module: nn.Module) -> bool:
     """Whether a module is one of torch's own, whose forward calls no activation function."""
-    return type(module).__module__.startswith("torch.nn.modules.") and not isinstance(
-        module, _OPEN_ENDED
-    )
+    stock = type(module).__module__.startswith("torch.nn.modules.")
+    return stock and not isinstance(module, _OPEN_ENDED) and "forward" not in vars(module)
 
 
 def _is_uncalled(module: nn.Module) -> bool:

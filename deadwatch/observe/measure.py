@@ -17,6 +17,9 @@ from deadwatch.records import Gate
 EPSILON = 1e-3
 """A derivative at or below this counts as a closed gate."""
 
+TINY = 2.0**-149
+"""The smallest float32: what is open at zero itself is open above ``-TINY``."""
+
 Slopes = Callable[[Tensor], Tensor]
 
 _INF = math.inf
@@ -74,8 +77,12 @@ def _edge(slopes: Slopes, above: float, pair: Tensor) -> float:
             opened = middle
         else:
             closed = middle
-    # Bisection towards zero does not end: a clamp is open at its very end.
-    return 0.0 if abs(float(closed)) < 1e-15 else float(closed)
+    # Bisection towards zero does not end.
+    end = np.float32(0.0 if abs(float(closed)) < 1e-15 else float(closed))
+    if above == 0.0 and bool(_opened(slopes(closed.new_tensor([end])), above)):
+        # A clamp is open at its very end.
+        end = np.nextafter(end, np.float32(-_INF if closed < opened else _INF))
+    return float(end)
 
 
 def rounded(gate: Gate) -> Gate:

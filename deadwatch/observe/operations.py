@@ -21,6 +21,7 @@ _VIEWS = (
 )
 _MIXED = (
     *("sub", "sub_", "__sub__", "__rsub__", "rsub", "__isub__", "where", "maximum", "minimum"),
+    *("gather", "index_select", "take_along_dim"),
     *("addcmul", "addcdiv", "lerp", "__rdiv__", "__rtruediv__", "pow", "__pow__"),
 )
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -30,7 +31,11 @@ _POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
 def _rules() -> dict[str, Rule]:
     rules: dict[str, Rule] = {"linear": layers.linear, "einsum": layers.einsum}
     rules |= dict.fromkeys(("matmul", "__matmul__", "mm", "bmm"), layers.matmul)
-    rules |= {"addmm": layers.addmm, "bilinear": layers.last_axis("a bilinear layer")}
+    rules |= {
+        "addmm": layers.addmm,
+        "baddbmm": layers.baddbmm,
+        "bilinear": layers.last_axis("a bilinear layer"),
+    }
     rules |= {f"conv{n}d": layers.conv for n in (1, 2, 3)}
     rules |= {f"conv_transpose{n}d": layers.conv_transpose for n in (1, 2, 3)}
     norms = {"batch_norm": "batch_norm", "instance_norm": "batch_norm"}

@@ -48,9 +48,19 @@ def _may_be_activation(module: nn.Module) -> bool:
     """Whether it is worth a copy: a leaf that is not torch's own and holds no weight matrix."""
     if type(module).__module__.split(".")[0] == "torch" or any(True for _ in module.children()):
         return False
-    if "forward" in vars(module):  # patched, and a copy may still lead to the original
+    own = vars(module)
+    if "forward" in own:  # patched, and a copy may still lead to the original
         return False
+    if any(_holds_module(value) for name, value in own.items() if name not in _BASE):
+        return False  # a teacher, say, hidden in a list: it would be copied as well
     return not any(map(_is_matrix, tensors_of(module)))
+
+
+def _holds_module(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = list(value.values())
+    parts = value if isinstance(value, (list, tuple, set)) else (value,)
+    return any(isinstance(part, nn.Module) for part in parts)
 
 
 def _is_matrix(tensor: Tensor) -> bool:

@@ -231,14 +231,19 @@ def reduce(through: str = "") -> Rule:
     @on_label
     def rule(op: Op, label: Label, dim: int) -> None:
         dims = op.argument(1, "dim")
-        if dims is None or dims == () or isinstance(dims, Tensor) or label.spread:
+        if dims is None or dims == () or isinstance(dims, Tensor):
             return unknown(op)
         gone = {axis % len(op.shape) for axis in as_tuple(dims)}
-        if dim in gone:
+        units = [axis for axis in (*label.spread, dim) if axis not in gone]
+        if not units:
             return unknown(op)
-        kept = next(tensors_in(op.result)).ndim == len(op.shape)
-        shift = 0 if kept else sum(axis < dim for axis in gone)
-        return op.follow(dim - shift, parts=label.parts_with(through=through))
+        ndim = next(tensors_in(op.result)).ndim
+        removed = gone if ndim < len(op.shape) else ()
+        *spread, dim = (axis - sum(other < axis for other in removed) for axis in units)
+        if label.spread:
+            place = tuple(axis - ndim for axis in (*spread, dim))
+            return op.keep_axis(place, f"{op.name} stands between its producers and the activation")
+        return op.follow(dim, parts=label.parts_with(through=through))
 
     return rule
 

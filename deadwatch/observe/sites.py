@@ -105,7 +105,7 @@ def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
 _CHANNELS_FIRST = frozenset(
     {"Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm"}
 )
-_FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm", "Bmm"})
+_FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm"})
 _ELEMENT_WISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "NativeDropout"}
     | {"ToCopy"}
@@ -171,5 +171,6 @@ def _require_function(argument: str, pattern: str, paths: Sequence[str], model: 
     raise ConfigError(
         f"{argument} pattern {pattern!r} matches no activation of the model; the activation "
         f"modules are: {known}{more}; a function called in a forward is named by its module, as "
-        "in 'block-relu'. Patterns are those of fnmatch ('net.*')."
+        "in 'block-relu'. Patterns are those of fnmatch ('net.*') and match the name of the first "
+        "call, for all calls."
     )

@@ -313,10 +313,15 @@ def _is_held(reference: weakref.ref[Tensor]) -> bool:
     """Whether anything in Python may hold a tensor, and not autograd's graph alone."""
     tensor: Any = reference()
     unheld = _references_of_graph()
-    if tensor is None or unheld is None or tensor._use_count() < 2:
+    if tensor is None or unheld is None or _owners(tensor) < 2:
         return tensor is not None
     del tensor
     return _references(reference) > unheld
+
+
+def _owners(tensor: Tensor) -> int:
+    count: int = tensor._use_count()  # type: ignore[attr-defined]
+    return count
 
 
 def _references(reference: weakref.ref[Tensor]) -> int:
@@ -326,20 +331,20 @@ def _references(reference: weakref.ref[Tensor]) -> int:
 
 @cache
 def _references_of_graph() -> int | None:
-    """How often a tensor is referred to that nothing but a graph keeps alive.
+    """How often a tensor is referred to that nothing in Python holds.
 
     None with a torch that counts no more references where Python holds it as well.
     """
     if not hasattr(Tensor, "_use_count"):
         return None
-    with torch.inference_mode(False), torch.enable_grad():
-        start = torch.zeros(1, requires_grad=True)
-        free, held = start + 1, start + 1
-        graph = free * free, held * held
+    # Nothing that is done here may be recorded, say by a checkpoint around it.
+    with no_dispatch_modes(), torch._C.DisableTorchFunction(), torch.inference_mode(False):
+        free, held = torch.zeros(1), torch.zeros(1)
+        views = free.view(1), held.view(1)  # which hold them, as a graph does
     reference = weakref.ref(free)
     del free
     alone = _references(reference)
-    told = len(graph) == 2 and _references(weakref.ref(held)) > alone
+    told = len(views) == 2 and _references(weakref.ref(held)) > alone
     return alone if told else None
 
 
