@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
+from deadwatch.observe.hooks import Eager
 from deadwatch.observe.reduce import aged
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
@@ -36,8 +37,8 @@ def scan(
 ) -> WindowReport:
     """Run batches through a model, once, and judge its units: which are dead before any training?
 
-    The model runs in the mode it is in (dropout and batch norm act accordingly) and without
-    gradients; all its forwards count, and all statistics are taken of each. Weights, buffers,
+    The model runs in the mode it is in (dropout and batch norm act accordingly), without gradients
+    and uncompiled; all its forwards count, and all statistics are taken of each. Weights, buffers,
     training modes and random number generators are afterwards what they were before. In a
     distributed run each process looks at what it is given; nothing is exchanged.
 
@@ -68,7 +69,7 @@ def scan(
     taps = Taps(model, settings.selection(), 1, Counting(no_grad=True, evaluation=True))
     call = forward or _forward
     seen = 0
-    with _unchanged(model), torch.no_grad(), taps:
+    with _unchanged(model), torch.no_grad(), Eager(), taps:
         for batch in batches:
             call(model, batch)
             taps.step()

@@ -77,6 +77,13 @@ class Eager:
             Eager._stance = torch.compiler.set_stance("force_eager")
         Eager._begun.add(self)
 
+    def __enter__(self) -> Eager:
+        self.begin()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.end()
+
     def is_replacing(self) -> bool:
         """Whether what is being called would run compiled, were it not for this."""
         frame: FrameType | None = sys._getframe(1) if self in Eager._begun else None

@@ -77,7 +77,8 @@ class InGraph:
         """A place has one more site."""
         device = place.states[-1].seen.device
         if device not in self.weights:
-            self.weights[device] = torch.ones(1, dtype=torch.int64, device=device)
+            with torch.inference_mode(False):
+                self.weights[device] = torch.ones(1, dtype=torch.int64, device=device)
         if len(place.states) == 1 and place.functional:
             self.listed.append(place)
         elif len(place.states) == 2:

@@ -129,7 +129,10 @@ def _is_open(x: Tensor, gate: Gate, low: Tensor | None) -> Tensor:
         return ~x.isnan()
     if not gate.inside:
         return (x > gate.high) | (x < gate.low)
-    return (x > (gate.low if low is None else low)) & (x < gate.high)
+    if gate.low == -math.inf:
+        return x < gate.high
+    above = x > (gate.low if low is None else low)
+    return above if gate.high == math.inf else above & (x < gate.high)
 
 
 def _moments_of(

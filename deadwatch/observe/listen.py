@@ -18,6 +18,7 @@ from torch.overrides import (
 
 from deadwatch.observe.frames import Frame
 from deadwatch.observe.functions import FUNCTIONS, Row
+from deadwatch.observe.hooks import is_running
 from deadwatch.observe.ingraph import InGraph
 
 
@@ -50,6 +51,9 @@ class _Listener(TorchFunctionMode):
         row = FUNCTIONS.get(func)
         if row is None or _is_compiled_code(frame, sys._getframe(1)):
             return self._hearer.operation(frame, func, args, kwargs)
+        if not is_running(frame.python):  # an interrupt has cut it short
+            self.frame = None
+            return func(*args, **kwargs)
         return self._hearer.function(frame, row, func, args, kwargs)
 
     def _in_graph(self, func: Any, args: Any, kwargs: Any) -> Any:
