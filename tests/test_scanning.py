@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -182,6 +183,7 @@ def test_all_statistics_are_taken_of_every_batch() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("way", ["wrapped", "in place", "a part"])
 def test_compiled_models(way: str, training: bool) -> None:
+    gc.collect()  # watches that other tests have left attached
     torch._dynamo.reset()
     model = Net().train(training)
     call: Any = model
