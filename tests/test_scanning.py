@@ -200,7 +200,7 @@ def test_compiled_models(way: str, training: bool) -> None:
     assert everything(model) == before
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     call(X)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > graphs  # compiles again
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs  # its own graphs
     torch._dynamo.reset()
 
 

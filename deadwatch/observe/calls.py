@@ -110,6 +110,11 @@ class Calls:
 
     # ── frames ──────────────────────────────────────────────────────────────────────────
 
+    @property
+    def runs_compiled(self) -> bool:
+        """Whether compiled code is watched as such; it looks only at what trains."""
+        return not self._counting.evaluation
+
     def look_around(self) -> None:
         """Let the next forward of every part run uncompiled, so that its sites are found."""
         self.graph.missed = False
@@ -118,8 +123,7 @@ class Calls:
 
     def compile_again(self, last: int) -> None:
         """End that; ``last`` is the last step in which it was so."""
-        # Graphs look at what trains: whoever looks at anything else runs none.
-        if not self._counting.evaluation and self._eager.end():
+        if self.runs_compiled and self._eager.end():
             self._looked = last
 
     def end(self) -> None:

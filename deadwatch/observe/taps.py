@@ -76,7 +76,8 @@ class Taps:
             self._asleep = False
             return self._between_steps()
         self._attached, self._asleep = True, False
-        forget_graphs(Ears.hears)
+        if self._calls.runs_compiled:
+            forget_graphs(Ears.hears)
         self._calls.look_around()
         self._layout.refresh()
         self._graph.traced = self._graph.traced or self._layout.compiled
