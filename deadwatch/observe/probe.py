@@ -42,6 +42,7 @@ def probe(module: nn.Module) -> Gate | None:
 
 _PROBED: dict[tuple[Any, ...], Gate | None] = {}
 _BASE = frozenset(vars(nn.Module()))
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 def _may_be_activation(module: nn.Module) -> bool:
@@ -49,6 +50,8 @@ def _may_be_activation(module: nn.Module) -> bool:
     if type(module).__module__.split(".")[0] == "torch" or any(True for _ in module.children()):
         return False
     if "forward" in vars(module):  # patched, and a copy may still lead to the original
+        return False
+    if isinstance(module, _NORMS):  # trying these out takes time, and some models have hundreds
         return False
     return not any(map(_is_matrix, tensors_of(module)))
 
