@@ -388,3 +388,14 @@ def test_swapped_modules_keep_their_rows() -> None:
 def test_own_activations_of_a_model_are_found() -> None:
     model = nn.Sequential(nn.Linear(3, 3), InPlace(), NOTHING["rms norm"], Changed(), nn.Flatten())
     assert [c.activation for c in Selection().candidates(model)] == ["InPlace", "Changed"]
+
+
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.BatchNorm1d, nn.RMSNorm])
+def test_norms_by_another_name_are_not_tried_out(
+    kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return kind.forward(self, x.float())
+
+    monkeypatch.setattr("deadwatch.observe.probe.try_out", None)
+    assert gate_of(type("Own", (kind,), {"forward": forward, "__module__": "own"})(8)) is None

@@ -42,6 +42,7 @@ def probe(module: nn.Module) -> Gate | None:
 
 _PROBED: dict[tuple[Any, ...], Gate | None] = {}
 _BASE = frozenset(vars(nn.Module()))
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 def _may_be_activation(module: nn.Module) -> bool:
@@ -50,6 +51,8 @@ def _may_be_activation(module: nn.Module) -> bool:
         return False
     own = vars(module)
     if "forward" in own:  # patched, and a copy may still lead to the original
+        return False
+    if isinstance(module, _NORMS):  # trying these out takes time, and some models have hundreds
         return False
     if any(_holds_module(value) for name, value in own.items() if name not in _BASE):
         return False  # a teacher, say, hidden in a list: it would be copied as well
