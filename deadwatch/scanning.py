@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.hooks import Eager
+from deadwatch.observe.lookout import Eager
 from deadwatch.observe.reduce import aged
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps

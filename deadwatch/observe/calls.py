@@ -20,10 +20,11 @@ from deadwatch.errors import AmbiguousUnitDimWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame
 from deadwatch.observe.functions import FunctionalCall, Row
-from deadwatch.observe.hooks import Eager, is_real, is_running, no_dispatch_modes
+from deadwatch.observe.hooks import is_real, is_running, no_dispatch_modes
 from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Layout, is_stock
 from deadwatch.observe.listen import Ears
+from deadwatch.observe.lookout import Lookout
 from deadwatch.observe.places import Place, call_name, source_of
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
@@ -70,7 +71,7 @@ class Calls:
         sites: What is kept of each site, in the order of the data.
         graph: The same for compiled graphs.
         tracer: Follows the wiring.
-        met: The parts that have run since `look_around`.
+        lookout: Keeps compiled code from running, while sites are looked for.
         traced: The parts whose wiring is known.
     """
 
@@ -91,8 +92,8 @@ class Calls:
             lambda modules, kind: me._find_function(modules, kind),
             lambda: me._current.frame is not None,
         )
+        self.lookout = Lookout(self.graph)
         self.tracer = Tracer(model)
-        self.met: set[nn.Module] = set()
         self.traced: set[nn.Module] = set()
         self.clock = clock
         self._model = model
@@ -104,32 +105,9 @@ class Calls:
         self._current = CurrentFrame()
         self._ears = Ears(me, self.graph)
         self._lock = threading.Lock()
-        self._eager = Eager()
-        self._looked = -1
         self._tracing: Frame | None = None
 
     # ── frames ──────────────────────────────────────────────────────────────────────────
-
-    @property
-    def runs_compiled(self) -> bool:
-        """Whether compiled code is watched as such; it looks only at what trains."""
-        return not self._counting.evaluation
-
-    def look_around(self) -> None:
-        """Let the next forward of every part run uncompiled, so that its sites are found."""
-        self.graph.missed = False
-        self.met.clear()
-        self._eager.begin()
-
-    def compile_again(self, last: int) -> None:
-        """End that; ``last`` is the last step in which it was so."""
-        if self.runs_compiled and self._eager.end():
-            self._looked = last
-
-    def end(self) -> None:
-        """Leave everything as it was found."""
-        self.between_steps()
-        self._eager.end()
 
     def between_steps(self) -> None:
         """Nothing is being called now."""
@@ -138,10 +116,6 @@ class Calls:
         # A container of torch is compiled with its hooks: no frame begins outside of its graph.
         stays = self.counts and self.graph.traced and is_stock(self._model)
         self._ears.stay(stays and self._layout.calls_functions)
-
-    def is_hidden(self, state: SiteState) -> bool:
-        """Whether a site has not been seen since, though other steps have been taken."""
-        return self.graph.traced and state.last <= self._looked < self.clock.tick - 1
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module that is no activation is called."""
@@ -188,10 +162,7 @@ class Calls:
         self.graph.count_from_here()
         self.graph.begin()
         if counted:
-            if module in self.met:  # a loop that reports no steps has begun another one
-                self.compile_again(self.clock.tick)
-            self.met.add(module)
-            self.graph.traced = self.graph.traced or self._eager.is_replacing()
+            self.lookout.meet(module, self.clock.tick)
             if module not in self.traced:
                 self._start_trace(frame, module)
         # Recomputation has to run the graphs of the forward, which listen.

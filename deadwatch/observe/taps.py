@@ -23,9 +23,10 @@ from deadwatch.errors import NoSiteWarning
 from deadwatch.observe.accumulate import fetch
 from deadwatch.observe.calls import Calls, Clock
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.hooks import Hook, forget_graphs, remove
+from deadwatch.observe.hooks import Hook, remove
 from deadwatch.observe.layout import Group, Layout
 from deadwatch.observe.listen import Ears
+from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
 from deadwatch.records import Ints, Snapshot, Window
@@ -46,7 +47,7 @@ class Taps:
     ) -> None:
         self.enabled = True
         self._model = model
-        counting = counting or Counting()
+        self._counting = counting = counting or Counting()
         self._layout = Layout(model, selection, yields=not counting.evaluation)
         self._clock = Clock(every)
         me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
@@ -76,9 +77,9 @@ class Taps:
             self._asleep = False
             return self._between_steps()
         self._attached, self._asleep = True, False
-        if self._calls.runs_compiled:
+        if not self._counting.evaluation:  # graphs look only at what trains
             forget_graphs(Ears.hears)
-        self._calls.look_around()
+        self._calls.lookout.begin()
         self._layout.refresh()
         self._graph.traced = self._graph.traced or self._layout.compiled
         self.warn_if_bare(ran=False)
@@ -130,7 +131,7 @@ class Taps:
         """Remove every hook; does nothing if none is on."""
         self._attached = False
         self._between_steps()
-        self._calls.end()
+        self._calls.lookout.end()
         for group in self._layout.groups:
             remove(group.handles)
 
@@ -207,10 +208,7 @@ class Taps:
             for state in self._calls.sites.values():
                 state.sampled = min(state.sampled, clock.tick)
         clock.tick += 1
-        if self._graph.missed:
-            self._calls.look_around()
-        elif self._calls.met:
-            self._calls.compile_again(clock.tick - 1)
+        self._calls.lookout.step(clock.tick - 1)
         self._between_steps()
 
     def _between_steps(self) -> None:
@@ -231,7 +229,7 @@ class Taps:
         shapes = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not is_lazy(p)}
         sites = self._calls.sites.values()
         for state in sites:
-            state.hidden = self._calls.is_hidden(state)
+            state.hidden = self._calls.lookout.is_hidden(state, self._clock.tick)
             if self._calls.tracer.saw(state.site.name):
                 state.resolve(self._calls.tracer, shapes)
         places = [place for place in self._layout.places if place.wanted and not place.states]
@@ -249,7 +247,7 @@ class Taps:
             # At windows 1, 2, 4, 8 …: the forward may take other ways by now.
             self._calls.traced.clear()
             if self._graph.traced:
-                self._calls.look_around()
+                self._calls.lookout.begin()
         for name, state in self._calls.sites.items():
             state.restart(ages[name])
         for place in self._layout.places if not self._graph.traced else ():
