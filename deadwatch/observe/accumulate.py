@@ -31,6 +31,7 @@ class SiteState:
         dim: Axis of the pre-activation that holds them; from the end, unless the user gave it.
         data: The statistics of this window.
         age: Samples since each gate was last open, at the window's start (C,).
+        flat: Whether each unit's closed side has exactly zero derivative (C,).
         gate: Where the activation passes gradient.
         low: Lower ends of the gate per unit (C,), where a swap made them differ.
         samples: Elements per unit seen in this window.

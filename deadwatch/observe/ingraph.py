@@ -43,8 +43,11 @@ class InGraph:
         on: Whether graphs are to count at all.
         weights: One or zero (1,) on each device: whether what runs now counts.
         moments: Whether moments are taken.
-        traced: Whether a graph has been traced since this was last set to False.
-        missed: Whether it met a site that is not known.
+        traced: Whether the model, or a part of it, is known to be compiled.
+        missed: Whether a trace has met a site that is not known.
+        listed: The places of functions, which graphs know by number.
+
+    The others are the state of the trace in progress, for the functions below.
     """
 
     def __init__(
