@@ -66,6 +66,7 @@ class Layout:
         self.names: frozenset[str] = frozenset()
         self.calls_functions = False
         self._fast: dict[nn.Module, list[nn.Module]] = {}
+        self._modules: set[nn.Module] = set()
         self._find_places()
 
     @property
@@ -77,6 +78,7 @@ class Layout:
         )
 
     def _find_places(self) -> None:
+        self._modules = set(self._model.modules())
         known = {place.candidate.path: place for place in self.places}
         for candidate in self._selection.candidates(self._model):
             place = known.get(candidate.path)
@@ -88,7 +90,8 @@ class Layout:
 
     def refresh(self) -> None:
         """Look at the model again; modules may have been swapped."""
-        self._find_places()
+        if set(self._model.modules()) != self._modules:
+            self._find_places()
         self.paths = {}
         for path, module in self._model.named_modules(remove_duplicate=False):
             self.paths.setdefault(module, []).append(readable(path))
