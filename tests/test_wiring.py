@@ -661,3 +661,21 @@ def test_the_unit_axis_is_known_behind(name: str) -> None:
         site = watch.peek()["act"]
     assert (site.site.unit_dim, site.units) == (dim, units)
     assert site.site.producers == ()
+
+
+def test_heads_that_are_merged_behind_an_activation_keep_their_axis() -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            q = self.q(x).view(2, 5, 2, 4).transpose(1, 2)
+            merged = (nn.functional.elu(q) + 1).transpose(1, 2).reshape(2, 5, 8)
+            return self.out(torch.relu(merged))
+
+    with Watch(Heads()) as watch:
+        watch._model(torch.randn(2, 5, 8))
+        report = watch.peek()
+    found = {name: (site.units, site.site.unit_dim) for name, site in report.items()}
+    assert found == {"elu": (4, -1), "relu": (8, -1)}

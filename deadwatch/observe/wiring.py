@@ -144,7 +144,9 @@ class Tracer:
             # The function may read its input several times; all of them are the site's own.
             label.edges += _edges([h.grad_fn], until=label.node[0])[label.node] - 1
         parts = (Part(flow, range(h.shape[dim])),)
-        self.set_label(h, Label(dim % h.ndim, note=f"fed by the activation {site}", parts=parts))
+        spread = label.spread if label is not None else ()
+        note = f"fed by the activation {site}"
+        self.set_label(h, Label(dim % h.ndim, note=note, parts=parts, spread=spread))
 
     def overlook(self, module: nn.Module, arguments: Any, reason: str) -> None:
         """The operations of ``module`` will not be seen, for ``reason``."""
