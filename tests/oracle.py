@@ -9,11 +9,13 @@ running everything that must not count under `uncounted`.
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -281,8 +283,20 @@ class Oracle(TorchFunctionMode):
         name = f"{path}-{kind}" if path else kind
         if name in self._taken:  # by a module
             name = f"{path}--{kind}"
+        name = self._called_past_hooks() or name
         self._keep(name, kind in FLAT, Call(source, output, function, dim))
         return output
+
+    def _called_past_hooks(self) -> str | None:
+        """The path of a torch activation of the model whose ``forward`` calls, if one does."""
+        call: FrameType | None = sys._getframe(2)
+        for _ in range(4):
+            owner = call.f_locals.get("self") if call is not None else None
+            if call is not None and call.f_code.co_name == "forward" and owner in self._paths:
+                torchs = type(owner).__module__ == "torch.nn.modules.activation"
+                return self._path(owner) if torchs else None
+            call = call.f_back if call is not None else None
+        return None
 
     # ── both ────────────────────────────────────────────────────────────────────────────
 

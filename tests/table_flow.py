@@ -84,7 +84,7 @@ class Kept(nn.Module):
 
 
 class ThroughForward(nn.Module):
-    """Calls .forward itself: whose call it is, is that of the module around."""
+    """Calls .forward itself: of a block its functions are those of the module around."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ ROWS = [
     Setting("recursion", Recursive, vectors, LAST),
     Setting("early-exit", EarlyExit, vectors, LAST),
     Setting("kept-anywhere", Kept, vectors, LAST, compilable=True),
-    Setting("through-forward", ThroughForward, vectors, LAST, unseen=("act",)),
+    Setting("through-forward", ThroughForward, vectors, LAST),
     Setting("two-parents", TwoParents, vectors, LAST),
     Setting("actor-critic", ActorCritic, vectors, LAST, compilable=True),
     *(own(kind) for kind in (BetaSwish, SquaredReLU, HSwish, Wrapped, Raw, Sine)),

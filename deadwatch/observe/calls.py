@@ -244,17 +244,20 @@ class Calls:
             return self.tracer.run(func, args, kwargs)
         return func(*args, **kwargs)
 
-    def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
-        """Call a torch function that is an activation, or might be."""
+    def function(
+        self, frame: Frame, row: Row, owner: nn.Module | None, func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """Call a torch function that is an activation, or might be, perhaps that of a module."""
         place = state = None
         try:
             with torch._C.DisableTorchFunction():
                 # An interrupt leaves us listening to what is called outside of any frame.
                 counts = frame.counted and is_running(frame.python) and self._counting.call()
                 call = row(args, kwargs) if counts else None
-                place = None if call is None else self._place_of(frame, call)
+                place = None if call is None else self._place_of(frame, call, owner)
             if call is not None and place is not None and place.active:
-                state = self._observe(frame, place, place.base, call.module, call.source)
+                base = place.base_within(self._layout.path_of(frame.module))
+                state = self._observe(frame, place, base, call.module, call.source)
         except Exception as error:  # as above
             self._give_up(place, error)
         if place is None or state is None:
@@ -278,7 +281,9 @@ class Calls:
             return None
         return self._places.get(self._function_base(path, kind))
 
-    def _place_of(self, frame: Frame, call: FunctionalCall) -> Place:
+    def _place_of(self, frame: Frame, call: FunctionalCall, owner: nn.Module | None) -> Place:
+        if owner in self._layout.activations:
+            return self._layout.activations[owner]
         path = self._layout.path_within(frame.modules[-1], frame.module)
         base = self._function_base(path, call.kind)
         place = self._places.get(base)

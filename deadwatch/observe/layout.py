@@ -9,7 +9,6 @@ training mode, and nobody listens while it is called.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +52,7 @@ class Layout:
         groups: The modules that get hooks.
         paths: The paths of every module, without what `torch.compile` adds.
         names: All these paths.
+        activations: The places by their modules.
         calls_functions: Whether some module has a forward of its own, which may call anything.
     """
 
@@ -64,6 +64,7 @@ class Layout:
         self.groups: list[Group] = []
         self.paths: dict[nn.Module, list[str]] = {}
         self.names: frozenset[str] = frozenset()
+        self.activations: dict[nn.Module | None, Place] = {}
         self.calls_functions = False
         self._fast: dict[nn.Module, list[nn.Module]] = {}
         self._modules: set[nn.Module] = set()
@@ -98,8 +99,8 @@ class Layout:
         self.names = frozenset(path for paths in self.paths.values() for path in paths)
         self.groups = [Group()]
         self._fast = {}
-        at = {place.candidate.module: place for place in self.places}
-        self._walk(self._model, self.groups[0], self._model, at, set())
+        self.activations = {place.candidate.module: place for place in self.places}
+        self._walk(self._model, self.groups[0], self._model, set())
         self.calls_functions = any(
             place is None and not is_stock(module)
             for group in self.groups
@@ -111,15 +112,14 @@ class Layout:
         module: nn.Module,
         group: Group,
         above: nn.Module,
-        places: Mapping[nn.Module, Place],
         seen: set[nn.Module],
     ) -> None:
         """Assign ``module`` and what is below; ``above`` is the nearest module sure of hooks."""
         if module in seen:
             return
         seen.add(module)
-        if module in places:
-            group.parts.append((module, places[module]))
+        if module in self.activations:
+            group.parts.append((module, self.activations[module]))
             return
         group = self._group_of(module, group, above)
         children = list(module.children())
@@ -127,7 +127,7 @@ class Layout:
             group.parts.append((module, None))
             above = module if group.layer is None else above
         for child in children:
-            self._walk(child, group, above, places, seen)
+            self._walk(child, group, above, seen)
 
     def _group_of(self, module: nn.Module, group: Group, above: nn.Module) -> Group:
         """The group of a module; one that evaluates faster unwatched has a group of its own."""

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
@@ -28,8 +28,10 @@ class Hearer(Protocol):
     def operation(self, frame: Frame, func: Any, args: Any, kwargs: Any) -> Any:
         """A torch function that is no activation."""
 
-    def function(self, frame: Frame, row: Row, func: Any, args: Any, kwargs: Any) -> Any:
-        """A torch function that is an activation, or might be."""
+    def function(
+        self, frame: Frame, row: Row, owner: nn.Module | None, func: Any, args: Any, kwargs: Any
+    ) -> Any:
+        """A torch function that is an activation, or might be, perhaps that of a module."""
 
 
 class _Listener(TorchFunctionMode):
@@ -48,13 +50,13 @@ class _Listener(TorchFunctionMode):
         frame = self.frame
         if frame is None or frame.inside is not None:
             return func(*args, **kwargs)
-        row = FUNCTIONS.get(func)
-        if row is None or _is_compiled_code(frame, sys._getframe(1)):
+        row, caller = FUNCTIONS.get(func), sys._getframe(1)
+        if row is None or _is_compiled_code(frame, caller):
             return self._hearer.operation(frame, func, args, kwargs)
         if not is_running(frame.python):  # an interrupt has cut it short
             self.frame = None
             return func(*args, **kwargs)
-        return self._hearer.function(frame, row, func, args, kwargs)
+        return self._hearer.function(frame, row, _activation(caller), func, args, kwargs)
 
     def _in_graph(self, func: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_exporting():
@@ -65,6 +67,18 @@ class _Listener(TorchFunctionMode):
         )
 
 
+def _activation(caller: FrameType | None) -> nn.Module | None:
+    """The activation module whose ``forward`` was called past its hooks, if that called."""
+    while caller is not None and caller.f_code.co_filename.startswith(_TORCH):
+        if caller.f_code.co_filename == _ACTIVATIONS and caller.f_code.co_name == "forward":
+            module: nn.Module = caller.f_locals["self"]
+            return module
+        caller = caller.f_back
+    return None
+
+
+_TORCH = str(torch.__file__).removesuffix("__init__.py")
+_ACTIVATIONS = str(sys.modules["torch.nn.modules.activation"].__file__)
 _INTERPRETER = str(sys.modules["torch.fx.interpreter"].__file__)
 
 
