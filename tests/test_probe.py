@@ -333,9 +333,9 @@ def test_surroundings_are_kept_out() -> None:
 
 def test_an_interrupt_passes() -> None:
     def interrupt(m: Any, x: Tensor) -> Tensor:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stop")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="stop"):
         gate_of(Own(interrupt))
 
 
