@@ -162,7 +162,7 @@ def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
         seen = int(data.pop("seen")[0])
         samples = state.samples + seen
         if state.hidden and not seen:
-            samples, data = 0, {name: stats.blank(name, data[name]) for name in data}
+            samples, data = 0, stats.blank(state.units)
         snapshots.append(SiteSnapshot(state.site, samples, data, state.age, state.flat))
     return tuple(snapshots)
 

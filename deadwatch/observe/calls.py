@@ -158,7 +158,6 @@ class Calls:
         self._before_frame()
         counted = self.counts and self._counting.frame(module)
         frame = self._current.frame = Frame(python, counted, sys.exc_info()[1])
-        self.graph.on = self.counts
         self.graph.count_from_here()
         self.graph.begin()
         if counted:
@@ -251,8 +250,7 @@ class Calls:
         place = state = None
         try:
             with torch._C.DisableTorchFunction():
-                # An interrupt leaves us listening to what is called outside of any frame.
-                counts = frame.counted and is_running(frame.python) and self._counting.call()
+                counts = frame.counted and self._counting.call()
                 call = row(args, kwargs) if counts else None
                 place = None if call is None else self._place_of(frame, call, owner)
             if call is not None and place is not None and place.active:
@@ -303,9 +301,11 @@ class Calls:
             name = call_name(base, call, self._layout.names)
             state = self.sites.get(name)
             if state is None:
-                state = self._add_site(
-                    frame, place, place.site(name, base, call), module, z, source
-                )
+                dim, guessed = self._axis(frame, base, module, source)
+                state = place.start(place.site(name, base, call), module, z, dim)
+                self._add_site(frame, place, state)
+                if guessed:
+                    _warn_of_guess(state.site, base, z)
             elif place.functional:
                 place.follow(state, module)
             state.observe(z, self.clock.tick, self.clock.every)
@@ -332,34 +332,18 @@ class Calls:
         except Exception as error:  # as above
             self._give_up(place, error)
 
-    def _add_site(
-        self,
-        frame: Frame,
-        place: Place,
-        site: Site,
-        module: nn.Module,
-        z: Tensor,
-        source: Tensor,
-    ) -> SiteState:
-        guessed = False
-        base = site.name if site.call == 1 else place.base
+    def _axis(self, frame: Frame, base: str, module: nn.Module, source: Tensor) -> tuple[int, bool]:
+        """The unit axis of a site that is new, and whether that is a mere guess."""
         dim = self._selection.dim_of(base, module)
         if dim is None and self._tracing is frame:
             dim = self.tracer.unit_dim(source)
-        if dim is None:
-            dim, guessed = assumed_unit_dim(source)
-        state = self.sites[site.name] = place.start(site, module, z, dim)
+        return assumed_unit_dim(source) if dim is None else (dim, False)
+
+    def _add_site(self, frame: Frame, place: Place, state: SiteState) -> None:
+        self.sites[state.site.name] = state
         self.graph.know(place)
         if self._tracing is not frame:
             self.traced.discard(frame.module)  # it takes a way that was not traced yet
-        if guessed:
-            warnings.warn(
-                f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
-                f"{state.site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
-                AmbiguousUnitDimWarning,
-                stacklevel=2,
-            )
-        return state
 
     def _give_up(self, place: Place | None, error: Exception) -> None:
         if place is not None:
@@ -378,3 +362,12 @@ class Calls:
             SiteDisabledWarning,
             stacklevel=2,
         )
+
+
+def _warn_of_guess(site: Site, base: str, z: Tensor) -> None:
+    warnings.warn(
+        f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
+        f"{site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
+        AmbiguousUnitDimWarning,
+        stacklevel=2,
+    )

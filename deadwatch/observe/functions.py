@@ -56,10 +56,10 @@ class Row:
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> FunctionalCall | None:
         """What a call amounts to, or None if it is no activation of data; see `source`."""
-        source = self.source(args, kwargs)
+        source, values = self._read(args, kwargs)
         if source is None:
             return None
-        return FunctionalCall(self.kind, _shared(self.module, self._values(args, kwargs)), source)
+        return FunctionalCall(self.kind, _shared(self.module, values), source)
 
     def source(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
         """The input of a call, or None if it is no activation of data.
@@ -67,16 +67,22 @@ class Row:
         That is so for integers, for a parameter of the model as input (a gate on a weight), and
         for tensors as parameters, which could not be read without waiting for the device.
         """
+        return self._read(args, kwargs)[0]
+
+    def _read(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Tensor | None, tuple[Any, ...]]:
+        """The input of a call, as `source` gives it, and the values of its parameters."""
         source = args[0] if args else kwargs.get("input")
         if not isinstance(source, Tensor) or not source.dtype.is_floating_point:
-            return None
+            return None, ()
         # A parameter of the model, or a view of one.
         if isinstance(source, nn.Parameter) or isinstance(source._base, nn.Parameter):
-            return None
+            return None, ()
         values = self._values(args, kwargs)
         plain = all(_is_plain(value) for value in values)
         accepted = plain and (self.accepts is None or self.accepts(*values))
-        return source if accepted else None
+        return (source if accepted else None), values
 
     def _values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
         given = args[1:]

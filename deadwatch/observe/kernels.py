@@ -186,7 +186,7 @@ def _opened_between(z: Tensor, dim: int, gate: Gate) -> Accumulator:
     suspect = torch.zeros_like(opened)
     for chunk in _chunks(z, dim):
         others = _others(chunk, dim)
-        opened |= ((chunk > gate.low) & (chunk < gate.high)).amax(others)
+        opened |= _is_open(chunk, gate, None).amax(others)
         suspect |= chunk.isnan().amax(others)
     return {"opened": opened, "suspect": suspect}
 

@@ -80,7 +80,6 @@ class Place:
     def start(self, site: Site, module: nn.Module, z: Tensor, dim: int) -> SiteState:
         """Begin a site of it, that is judged by the gate of ``module``."""
         candidate = self._candidate(module) if self.functional else self.candidate
-        site = replace(site, activation=candidate.activation, gate=candidate.gate)
         state = SiteState.start(site, candidate, z, dim)
         self.states.append(state)
         return state

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from deadwatch.observe import stats
 from deadwatch.observe.stats import STATISTICS
 from deadwatch.records import Floats, SiteSnapshot, Snapshot
 
@@ -74,17 +75,9 @@ def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
     aligned = []
     for name, site in known.items():
         own = mine.get(name, site)
-        data = own.data or (_empty(site.units) if site.units else {})
+        data = own.data or (stats.blank(site.units) if site.units else {})
         aligned.append(replace(site, samples=own.samples, data=data))
     return aligned
-
-
-def _empty(units: int) -> dict[str, Any]:
-    kinds = {"flag": np.bool_, "count": np.int64, "real": np.float64}
-    return {
-        name: np.full(units, stat.start).astype(kinds[stat.kind])
-        for name, stat in STATISTICS.items()
-    }
 
 
 def _merged(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:

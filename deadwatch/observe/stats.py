@@ -71,9 +71,13 @@ def new(units: int, device: torch.device) -> Accumulator:
     }
 
 
-def blank(name: str, like: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """A statistic of units of which nothing is known."""
-    return np.full_like(like, STATISTICS[name].start)
+def blank(units: int) -> dict[str, npt.NDArray[Any]]:
+    """The statistics of units of which nothing is known, on the host."""
+    kinds = {"flag": np.bool_, "count": np.int64, "real": np.float64}
+    return {
+        name: np.full(units, stat.start).astype(kinds[stat.kind])
+        for name, stat in STATISTICS.items()
+    }
 
 
 def reset_(accumulator: Accumulator) -> None:

@@ -1,4 +1,4 @@
-"""The hooks. This is the only file that registers hooks or enters a function mode.
+"""The hooks. This is the only file that registers hooks; the function mode is in `listen.py`.
 
 Activation modules are seen by hooks, activation functions (``F.relu``, ``x.sigmoid()``) by a
 function mode that is on during counted frames (see `frames.py` for what counts). What an
@@ -73,19 +73,18 @@ class Taps:
 
     def attach(self) -> None:
         """Register the hooks; does nothing if they are on."""
-        if self.attached:
-            self._asleep = False
-            return self._between_steps()
-        self._attached, self._asleep = True, False
-        if not self._counting.evaluation:  # graphs look only at what trains
-            forget_graphs(Ears.hears)
-        self._calls.lookout.begin()
-        self._layout.refresh()
-        self._graph.traced = self._graph.traced or self._layout.compiled
-        self.warn_if_bare(ran=False)
-        for group in self._layout.groups:
-            self._register(group)
-        return self._between_steps()
+        self._asleep = False
+        if not self._attached:
+            self._attached = True
+            if not self._counting.evaluation:  # graphs look only at what trains
+                forget_graphs(Ears.hears)
+            self._calls.lookout.begin()
+            self._layout.refresh()
+            self._graph.traced = self._graph.traced or self._layout.compiled
+            self.warn_if_bare(ran=False)
+            for group in self._layout.groups:
+                self._register(group)
+        self._between_steps()
 
     def __enter__(self) -> Taps:
         self.attach()
@@ -106,7 +105,7 @@ class Taps:
 
     def suspend(self) -> None:
         """Count nothing until `attach`; hooks stay on what is compiled, where they cost nothing."""
-        if self._graph.traced:
+        if self.compiled:
             self._asleep = True
             self._between_steps()
         else:
@@ -246,11 +245,11 @@ class Taps:
         if clock.window & (clock.window - 1) == 0:
             # At windows 1, 2, 4, 8 …: the forward may take other ways by now.
             self._calls.traced.clear()
-            if self._graph.traced:
+            if self.compiled:
                 self._calls.lookout.begin()
         for name, state in self._calls.sites.items():
             state.restart(ages[name])
-        for place in self._layout.places if not self._graph.traced else ():
+        for place in self._layout.places if not self.compiled else ():
             place.relearn()  # a graph would be compiled anew for every gate
         self._between_steps()
 
