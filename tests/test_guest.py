@@ -7,7 +7,7 @@ import copy
 import io
 import pickle
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,8 +21,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from deadwatch import DeadwatchWarning, Rules, State, Watch
-from tests.agreement import one_thread
+from deadwatch import Rules, State, Watch
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
 SITES = ("relu", "gelu")
@@ -62,12 +61,7 @@ def samples(watch: Watch) -> dict[str, int]:
     return {name: site.samples for name, site in watch.peek().items()}
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_behind(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    with one_thread():
-        yield
-    assert torch._C._len_torch_function_stack() == 0
-    assert not [w for w in recwarn if issubclass(w.category, DeadwatchWarning)]
+pytestmark = pytest.mark.usefixtures("nothing_stays_behind")
 
 
 def test_detach_restores_every_attribute_of_every_module() -> None:

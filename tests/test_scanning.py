@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deadwatch import ConfigError, DeadwatchWarning, Rules, State, Watch, WindowReport, scan
-from tests.agreement import one_thread
+from deadwatch import ConfigError, Rules, State, Watch, WindowReport, scan
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
 ONCE = Rules(min_samples=1)
@@ -45,12 +44,7 @@ class Net(nn.Module):
         return h
 
 
-@pytest.fixture(autouse=True)
-def nothing_stays_behind(recwarn: pytest.WarningsRecorder) -> Iterator[None]:
-    with one_thread():
-        yield
-    assert torch._C._len_torch_function_stack() == 0
-    assert not [w for w in recwarn if issubclass(w.category, DeadwatchWarning)]
+pytestmark = pytest.mark.usefixtures("nothing_stays_behind")
 
 
 def samples(report: WindowReport) -> dict[str, int]:
