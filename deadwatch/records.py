@@ -211,13 +211,26 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What a treatment wrote into one tensor: slices ``index`` along ``axis``."""
+    """What a treatment wrote into one tensor: slices ``index`` along ``axis``.
+
+    Attributes:
+        tensor: Name of the parameter or buffer.
+        axis: Axis along which the slices lie.
+        index: The slices.
+        before: Their values before.
+        after: Their values after.
+        rows: Only within these indices of axis 0; None for all of them.
+        state: What the optimizer keeps for the parameter, such as ``"exp_avg"``, if it was that
+            which was written; empty for the tensor itself.
+    """
 
     tensor: str
     axis: int
     index: Ints
     before: npt.NDArray[Any]
     after: npt.NDArray[Any]
+    rows: range | None = None
+    state: str = ""
 
 
 @dataclass(frozen=True, eq=False)

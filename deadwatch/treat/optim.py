@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from deadwatch.errors import OptimizerStateWarning
 from deadwatch.records import Ints
+from deadwatch.treat.surgery import narrowed
 
 FIRST_MOMENTS = frozenset({"momentum_buffer", "exp_avg"})
 SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf"})
@@ -35,13 +36,15 @@ KNOWN: tuple[type[Optimizer], ...] = (
 class Restart:
     """Slices ``index`` along ``axis`` of a parameter whose state starts afresh.
 
-    ``live`` are the slices that belong to live units: the model for the second moment.
+    ``live`` are the slices that belong to live units: the model for the second moment. With
+    ``rows``, only within these indices of axis 0.
     """
 
     tensor: str
     axis: int
     index: Ints
     live: Ints
+    rows: range | None = None
 
 
 class OptimizerState:
@@ -73,6 +76,7 @@ class OptimizerState:
         for key, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor) or value.shape != parameter.shape:
                 continue
+            value = narrowed(value, restart.rows)
             if key in FIRST_MOMENTS:
                 value.index_fill_(restart.axis, index, 0)
             elif key in SECOND_MOMENTS and len(live):

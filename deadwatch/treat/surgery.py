@@ -16,12 +16,16 @@ from deadwatch.records import Change, Ints
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """New values for the slices ``index`` along ``axis`` of one parameter or buffer."""
+    """New values for the slices ``index`` along ``axis`` of one parameter or buffer.
+
+    With ``rows``, only within these indices of axis 0.
+    """
 
     tensor: str
     axis: int
     index: Ints
     value: Tensor
+    rows: range | None = None
 
 
 class Surgery:
@@ -41,9 +45,9 @@ class Surgery:
         """A module by its path."""
         return self._model.get_submodule(path)
 
-    def rows(self, name: str, index: Ints, axis: int = 0) -> Tensor:
-        """A copy of the slices ``index`` along ``axis``."""
-        tensor = self.tensor(name).detach()
+    def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
+        """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
+        tensor = narrowed(self.tensor(name).detach(), within)
         return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
@@ -53,7 +57,7 @@ class Surgery:
             DeadwatchError: An edit does not fit its tensor; then nothing is written.
         """
         for edit in edits:
-            shape = list(self.tensor(edit.tensor).shape)
+            shape = list(narrowed(self.tensor(edit.tensor), edit.rows).shape)
             shape[edit.axis] = len(edit.index)
             if list(edit.value.shape) != shape:
                 raise DeadwatchError(
@@ -63,15 +67,18 @@ class Surgery:
         return tuple(self._record(edit) for edit in edits)
 
     def _record(self, edit: Edit) -> Change:
-        before = self.rows(edit.tensor, edit.index, edit.axis)
+        where = edit.tensor, edit.index, edit.axis, edit.rows
+        before = self.rows(*where)
         self.put(edit)
-        after = self.rows(edit.tensor, edit.index, edit.axis)
-        return Change(edit.tensor, edit.axis, edit.index, _host(before), _host(after))
+        after = self.rows(*where)
+        return Change(
+            edit.tensor, edit.axis, edit.index, host_copy(before), host_copy(after), edit.rows
+        )
 
     @torch.no_grad()
     def put(self, edit: Edit) -> None:
         """Write one edit without a record, and without waiting for the device."""
-        tensor = self.tensor(edit.tensor)
+        tensor = narrowed(self.tensor(edit.tensor), edit.rows)
         index = torch.as_tensor(edit.index, device=tensor.device)
         tensor.index_copy_(edit.axis, index, edit.value.to(tensor))
 
@@ -84,7 +91,13 @@ class Surgery:
                     setattr(parent, name, module)
 
 
-def _host(tensor: Tensor) -> npt.NDArray[np.generic]:
+def narrowed(tensor: Tensor, rows: range | None) -> Tensor:
+    """A view of some indices of axis 0; all of them for None."""
+    return tensor if rows is None else tensor.narrow(0, rows.start, len(rows))
+
+
+def host_copy(tensor: Tensor) -> npt.NDArray[np.generic]:
+    """A copy for the record that holds the values exactly."""
     # NumPy has no bfloat16; float32 holds every bfloat16 and float16 exactly.
     wide = tensor if tensor.dtype == torch.float64 else tensor.float()
     host: npt.NDArray[np.generic] = wide.cpu().numpy()
