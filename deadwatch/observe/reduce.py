@@ -46,6 +46,15 @@ def common_seed() -> int:
     return seed
 
 
+def on_any_rank(statement: bool) -> bool:
+    """Whether a statement is true on any rank; the answer is the same on all of them."""
+    if _world() == 1:
+        return statement
+    buffer = torch.tensor([int(statement)], device=_device())
+    dist.all_reduce(buffer, dist.ReduceOp.MAX)
+    return bool(buffer)
+
+
 def _world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
