@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
@@ -60,6 +61,16 @@ class Surgery:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
         tensor = narrowed(self.tensor(name).detach(), within)
         return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+
+    def twins(self, name: str) -> list[str]:
+        """Other modules' parameters that hold the same values: to write one is to write all."""
+        holder, own = self._model.get_submodule(name.rpartition(".")[0]), self.tensor(name)
+        return [
+            f"{path}.{leaf}"
+            for path, module in self._model.named_modules()
+            for leaf, other in module._parameters.items()
+            if other is not None and module is not holder and _same(other, own)
+        ]
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
         """Write all edits, in order, and return what changed.
@@ -116,6 +127,12 @@ class Surgery:
                 for name, child in list(parent._modules.items()):
                     if child is old:
                         setattr(parent, name, module)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    return not is_lazy(one) and one.numel() > 0 and one.data_ptr() == other.data_ptr()
 
 
 def narrowed(tensor: Tensor, rows: range | None) -> Tensor:

@@ -124,10 +124,7 @@ class BiasWarming(Remedy):
         return self._course(units, Held.resume(state, surgery)).resume(state)
 
     def _bias(self, case: Case) -> str:
-        wire = (*case.norms()[-1:], case.producer())[0]
-        if wire.bias is None:
-            raise CannotTreat(f"{wire.module or wire.kind} has no bias to warm")
-        return wire.bias
+        return case.shift()
 
     def _quiet(self, case: Case) -> bool | None:
         if len(case.live) or self.quiet is False:
