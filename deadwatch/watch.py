@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,14 +15,16 @@ from torch.optim import Optimizer
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
+    ResumeWarning,
     UnfinishedCourseWarning,
     UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, on_any_rank, reduce
+from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
 from deadwatch.observe.sites import Selection, uncompiled
 from deadwatch.observe.taps import Taps
+from deadwatch.plain import require_version, stamped
 from deadwatch.records import WindowReport
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
@@ -147,6 +150,7 @@ class Watch:
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
+        self._saved_clinic: Mapping[str, Any] | None = None
         self._stepped = False
         self._closed = False
 
@@ -164,6 +168,7 @@ class Watch:
                 on_any_rank,
                 self._operation,
             )
+            self._resume_clinic()
         self._taps.attach()
         return self
 
@@ -313,6 +318,51 @@ class Watch:
                 self._taps.detach()
             if attached:
                 self._taps.attach()
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on as if it had not been interrupted.
+
+        Save it with the model's and the optimizer's, between two steps. It holds plain values and
+        tensors only, so that ``torch.load(..., weights_only=True)`` reads it. In distributed
+        training call it on every rank, as `close_window`; all get the same.
+        """
+        flow = {"stepped": self._stepped, "closed": self._closed}
+        ranks = every_rank(self._taps.state_dict())
+        clinic = None if self._clinic is None else self._clinic.state_dict()
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run stood whose `state_dict` this is.
+
+        Call it before the first forward, on a new `Watch` with the same arguments; the model and
+        its optimizer must have been loaded.
+
+        Raises:
+            DeadwatchError: The state was not saved by this version of deadwatch, or forwards have
+                been counted already.
+        """
+        require_version(state)
+        ranks = state["ranks"]
+        measured = mine(ranks)
+        if measured is None:
+            warnings.warn(
+                f"the state was saved by {len(ranks)} processes, and another number of them loads "
+                "it: what was measured in the window so far is left out",
+                ResumeWarning,
+                stacklevel=2,
+            )
+        self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
+        self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
+        self._saved_clinic = state["clinic"]
+        self._resume_clinic()
+
+    def _resume_clinic(self) -> None:
+        """Hand the clinic its saved state as soon as there are both."""
+        if self._clinic is not None and self._saved_clinic is not None:
+            self._clinic.load_state_dict(self._saved_clinic)
+            self._saved_clinic = None
 
     def _warn_missing_step(self) -> None:
         assert self._clinic is not None

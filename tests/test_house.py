@@ -18,12 +18,12 @@ PACKAGE = Path(deadwatch.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import, besides itself. Imports point strictly down; stages are siblings.
-GROUND = {"errors", "records", "activations", "plain"}
+GROUND = {"errors", "records", "plain", "activations"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
+    "plain": {"errors", "records"},
     "activations": {"errors"},
-    "plain": {"errors"},
     "observe": GROUND,
     "judge": GROUND,
     "treat": GROUND,
