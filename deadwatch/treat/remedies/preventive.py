@@ -1,0 +1,26 @@
+"""What is done once, before any unit is dead, so that fewer will die."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from deadwatch.treat.optim import OptimizerState
+
+
+class Preventive(ABC):
+    """A measure that is taken when watching begins."""
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call it."""
+        return type(self).__name__
+
+    @abstractmethod
+    def apply(self, model: nn.Module, optimizers: OptimizerState) -> str:
+        """Take the measure, and say in a few words what was done.
+
+        Raises:
+            CannotTreat: It does not apply.
+        """
