@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deadwatch.treat.policy import Policy
     from deadwatch.treat.remedies import (
         BiasWarming,
+        NoBiasDecay,
         PositiveBias,
         Recycle,
         Restandardize,
@@ -56,8 +57,8 @@ _HOMES = {
     "deadwatch.treat.policy": ("Policy",),
     "deadwatch.treat.course": ("Course",),
     "deadwatch.treat.remedies": (
-        *("BiasWarming", "PositiveBias", "Recycle", "Restandardize", "Revive", "Swap"),
-        "ThermalKick",
+        *("BiasWarming", "NoBiasDecay", "PositiveBias", "Recycle", "Restandardize", "Revive"),
+        *("Swap", "ThermalKick"),
     ),
     "deadwatch.treat.remedies.preventive": ("Preventive",),
     "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
@@ -75,6 +76,7 @@ __all__ = [
     "DeadwatchError",
     "DeadwatchWarning",
     "Gate",
+    "NoBiasDecay",
     "Outcome",
     "Plan",
     "Policy",
