@@ -46,6 +46,15 @@ def common_seed() -> int:
     return seed
 
 
+def on_any_rank(statement: bool) -> bool:
+    """Whether a statement is true on any rank; the answer is the same on all of them."""
+    if _world() == 1:
+        return statement
+    buffer = torch.tensor([int(statement)], device=_device())
+    dist.all_reduce(buffer, dist.ReduceOp.MAX)
+    return bool(buffer)
+
+
 def every_rank(value: Any) -> list[Any]:
     """What each rank has, on every rank, in their order."""
     if _world() == 1:
