@@ -16,10 +16,11 @@ from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
+from deadwatch.settings import Settings
 from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
 from deadwatch.treat.policy import Policy
-from deadwatch.watch import Settings, Watch
+from deadwatch.watch import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as _Callback
