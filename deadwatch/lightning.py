@@ -174,7 +174,8 @@ class DeadWatch(_Callback):
         self.watch.pause()
         self.watch.step(_loss(outputs))
         self._batches += 1
-        if self._batches == self._window:
+        # A run may be resumed with a shorter window than it had.
+        if self._window != "epoch" and self._batches >= self._window:
             self._close(trainer, pl_module, self.watch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -275,14 +276,6 @@ class DeadWatch(_Callback):
         return f"step {self._step}"
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────
-
-    @property
-    def state_key(self) -> str:
-        """Under which name checkpoints keep its state: what is watched, and in which windows."""
-        settings = self._settings
-        return self._generate_state_key(
-            window=self._window, include=settings.include, exclude=settings.exclude
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed run goes on as if not interrupted."""
