@@ -186,12 +186,18 @@ class Tracer:
         """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""
         for name in (name for wire in wires for name in wire.names):
             if len(self._roles[name]) > 1:
-                return f"{name} is used in {len(self._roles[name])} places"
+                return f"{name} is used in {len(self._roles[name])} places{self._also(name)}"
             if name not in shapes:
                 return f"{name} is no longer a parameter of the model"
             if shapes[name] != self._seen[name]:
                 return f"{name} had shape {self._seen[name]} and now has {shapes[name]}"
         return ""
+
+    def _also(self, name: str) -> str:
+        """Under which other names a parameter stands in the model."""
+        named = dict(self._model.named_parameters(remove_duplicate=False))
+        others = [other for other in named if named[other] is named.get(name) and other != name]
+        return f" (also as {' and '.join(others)})" if others else ""
 
     # ── following operations ────────────────────────────────────────────────────────────
 
