@@ -10,10 +10,12 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.records import WindowReport
-from deadwatch.show.console import ConsoleView
+from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
 from deadwatch.treat.policy import Policy
 from deadwatch.watch import Settings, Watch
@@ -94,7 +96,9 @@ class DeadWatch(_Callback):
         """Attach; whatever runs from here on inside a training batch counts."""
         treats = self._settings.treats
         optimizers = trainer.optimizers if treats else None
-        self.watch = Watch(pl_module, optimizer=optimizers, **vars(self._settings))
+        total = _total_batches(trainer)
+        settings = vars(self._settings)
+        self.watch = Watch(pl_module, optimizer=optimizers, total_steps=total, **settings)
         self.report = self._untreated = self._treated = None
         self._batches = 0
         self._console = ConsoleView()
@@ -117,6 +121,9 @@ class DeadWatch(_Callback):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(self.report), step=step)
+        if self.report is not None and self.report.outcomes:
+            table = outcomes_table(self.report.outcomes)
+            pl_module.print(f"deadwatch, what came of each remedy:\n{table}")
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -153,7 +160,7 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.fit_loop._skip_backward:
             return
         self.watch.pause()
-        self.watch.step()
+        self.watch.step(_loss(outputs))
         self._batches += 1
         if self._batches == self._window:
             self._close(trainer, pl_module, self.watch)
@@ -229,7 +236,8 @@ class DeadWatch(_Callback):
         done, self._treated = self._treated, None
         if done is None:
             return verdict
-        return replace(verdict, treatments=done.treatments, refusals=done.refusals)
+        notes = (*done.notes, *verdict.notes)
+        return replace(verdict, treatments=done.treatments, refusals=done.refusals, notes=notes)
 
     def _write_texts(self, trainer: Any, report: WindowReport) -> None:
         for logger in trainer.loggers:
@@ -242,6 +250,18 @@ class DeadWatch(_Callback):
         if self._window == "epoch":
             return f"epoch {trainer.current_epoch}"
         return f"step {self._step}"
+
+
+def _loss(outputs: Any) -> Any:
+    """The loss of a training step, None where its output says nothing of it."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if torch.is_tensor(loss) and loss.numel() == 1 else None
+
+
+def _total_batches(trainer: Any) -> int | None:
+    """Training batches of the whole fit, None if it has no end."""
+    total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+    return int(total) if 0 < total < math.inf else None
 
 
 def _averages(trainer: Any) -> bool:

@@ -17,7 +17,6 @@ from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.surgery import Surgery
 from tests.setting import Setting
 
-
 DEPTH = 40.0
 
 

@@ -175,6 +175,11 @@ IMAGES: dict[str, Callable[[], nn.Module]] = {
 
 WIRED = [
     Setting(name, build, batch, {})
-    for table, batch in ((SIGNALS, signals), (DENSE, vectors), (NO_BIAS, positive), (IMAGES, images))
+    for table, batch in (
+        (SIGNALS, signals),
+        (DENSE, vectors),
+        (NO_BIAS, positive),
+        (IMAGES, images),
+    )
     for name, build in table.items()
 ]

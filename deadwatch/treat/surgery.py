@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from deadwatch.records import Change, Ints
 class Edit:
     """New values for the slices ``index`` along ``axis`` of one parameter or buffer.
 
-    With ``rows``, only within these indices of axis 0.
+    With ``rows``, only within these indices of axis 0. ``shared`` slices are used by live units
+    as well.
     """
 
     tensor: str
@@ -27,13 +29,22 @@ class Edit:
     index: Ints
     value: Tensor
     rows: range | None = None
+    shared: bool = False
 
 
 class Surgery:
-    """Reads and writes the tensors of a model by name."""
+    """Reads and writes the tensors of a model by name.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The model.
+        aside: Makes a context in which no hook of ours is on the model.
+    """
+
+    def __init__(
+        self, model: nn.Module, aside: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
         self._model = model
+        self._aside = aside
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its dotted name."""
@@ -83,8 +94,23 @@ class Surgery:
         self.put(edit)
         after = self.rows(*where)
         return Change(
-            edit.tensor, edit.axis, edit.index, host_copy(before), host_copy(after), edit.rows
+            edit.tensor,
+            edit.axis,
+            edit.index,
+            host_copy(before),
+            host_copy(after),
+            edit.rows,
+            shared=edit.shared,
         )
+
+    def undo(self, change: Change) -> None:
+        """Write back what an edit has changed."""
+        where = change.tensor, change.index, change.axis, change.rows
+        now = self.rows(*where)
+        before, after = (torch.from_numpy(x).to(now) for x in (change.before, change.after))
+        if change.shared:
+            before = torch.where(now == after, before, now - after + before)
+        self.put(Edit(change.tensor, change.axis, change.index, before, change.rows))
 
     @torch.no_grad()
     def put(self, edit: Edit) -> None:
@@ -96,10 +122,11 @@ class Surgery:
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
         old = self._model.get_submodule(path)
-        for parent in list(self._model.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is old:
-                    setattr(parent, name, module)
+        with self._aside():
+            for parent in list(self._model.modules()):
+                for name, child in list(parent._modules.items()):
+                    if child is old:
+                        setattr(parent, name, module)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -9,14 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.records import Ints, SiteReport, State, Wire
+from deadwatch.treat.course import Course
 from deadwatch.treat.optim import OptimizerState, Restart
 from deadwatch.treat.places import Place, places
 from deadwatch.treat.surgery import Edit, Surgery, narrowed
@@ -26,17 +27,6 @@ NORMS = ("batch_norm", "layer_norm", "group_norm")
 
 class CannotTreat(Exception):
     """A remedy does not apply to a case; the message says why."""
-
-
-class Course(Protocol):
-    """A scheduled remedy in progress."""
-
-    def step(self, surgery: Surgery) -> bool:
-        """Advance one training step; True when the course has ended."""
-
-    @property
-    def held(self) -> float:
-        """Largest distance of a parameter from its own value; 0 when nothing is held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,6 +283,11 @@ class Remedy(ABC):
         """What logs and reports call it."""
         return type(self).__name__
 
+    @property
+    def parts(self) -> tuple[Remedy, ...]:
+        """What it consists of: each is tried on the units that those before left out."""
+        return (self,)
+
     @abstractmethod
     def plan(self, case: Case) -> Plan:
         """Say what would be done to the case.
@@ -300,6 +295,17 @@ class Remedy(ABC):
         Raises:
             CannotTreat: The remedy does not apply.
         """
+
+    def resume(self, state: dict[str, Any], surgery: Surgery) -> Course:
+        """Go on with a course of this remedy from its `Course.state_dict`.
+
+        Raises:
+            DeadwatchError: The remedy has courses and does not say how they go on.
+        """
+        raise DeadwatchError(
+            f"a checkpoint holds a course of {self.name}, which cannot go on; give {self.name} a "
+            "resume(state, surgery)"
+        )
 
 
 def _restarts(
@@ -334,7 +340,7 @@ def _fold(case: Case) -> Iterator[Edit]:
         shares[wire.bias] = shares.get(wire.bias, torch.zeros_like(share)) + share
     for bias, share in shares.items():
         rows = np.arange(len(share))
-        yield Edit(bias, 0, rows, case.surgery.rows(bias, rows) + share)
+        yield Edit(bias, 0, rows, case.surgery.rows(bias, rows) + share, shared=True)
 
 
 def _share(case: Case, wire: Wire) -> Tensor:
