@@ -80,8 +80,9 @@ class Theatre:
         try:
             rows = {case.shift(): torch.as_tensor(DEPTH)}
         except CannotTreat:
-            layers = case.layers() if report.site.producers else ()
-            rows = {layer.weight: case.rows(layer.weight).abs() + 1 for layer in layers}
+            made = [wire for wire in report.site.producers if wire.kind in ("linear", "conv")]
+            weights = [name for wire in made for name in wire.names[:1]]
+            rows = {name: case.rows(name).abs() + 1 for name in weights}
         for name, depth in rows.items():
             self._surgery.apply(case.edits(name, case.rows(name).double() - depth))
         return units

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -36,23 +37,27 @@ class Product(nn.Module):
         return torch.addmm(self.bias, x, self.weight)
 
 
+def drawn(model: nn.Module) -> nn.Module:
+    """A copy of a model with parameters drawn now."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    return model
+
+
 def sums(**layers: nn.Module) -> Callable[[], nn.Module]:
     """Two layers, each with a norm or none, are added; what follows the sum is ``after``."""
-    kinds = {"norm1": nn.Identity(), "norm2": nn.Identity(), "after": nn.Identity()} | layers
 
     def forward(net: Any, x: Tensor) -> Tensor:
         hidden = net.norm1(net.up1(x)) + net.norm2(net.up2(x))
         out: Tensor = net.down(net.act(net.after(hidden)))
         return out
 
-    return lambda: Net(
-        forward,
-        up1=kinds.pop("up1", nn.Linear(12, 8)),
-        up2=kinds.pop("up2", nn.Linear(12, 8)),
-        act=nn.ReLU(),
-        down=nn.Linear(8, 5),
-        **kinds,
-    )
+    ups = {"up1": nn.Linear(12, 8), "up2": nn.Linear(12, 8)}
+    norms = {name: nn.Identity() for name in ("norm1", "norm2", "after")}
+    rest = {"act": nn.ReLU(), "down": nn.Linear(8, 5)}
+    return lambda: drawn(Net(forward, **(ups | norms | rest | layers)))
 
 
 def skip(after: nn.Module) -> Callable[[], nn.Module]:
@@ -64,7 +69,7 @@ def skip(after: nn.Module) -> Callable[[], nn.Module]:
         return out
 
     layers = {"stem": nn.Linear(12, 8), "act1": nn.ReLU(), "up": nn.Linear(8, 8), "after": after}
-    return lambda: Net(forward, **layers, act2=nn.ReLU(), down=nn.Linear(8, 5))
+    return lambda: drawn(Net(forward, **layers, act2=nn.ReLU(), down=nn.Linear(8, 5)))
 
 
 def projected(net: Any, x: Tensor) -> Tensor:
@@ -95,7 +100,7 @@ def concatenated(net: Any, x: Tensor) -> Tensor:
 
 
 def chain(*layers: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: nn.Sequential(*layers)
+    return lambda: drawn(nn.Sequential(*layers))
 
 
 def dense(*middle: nn.Module, bias: bool = True, act: nn.Module | None = None) -> Any:
