@@ -201,7 +201,11 @@ class Watch:
         self._stepped = True
         self._taps.step()
         if self._clinic is not None:
+            replaced = self._clinic.replaced
             self._clinic.step()
+            if self._clinic.replaced > replaced and self._taps.attached:
+                self._taps.detach()
+                self._taps.attach()
 
     def pause(self) -> None:
         """Count no forward until `resume`."""
@@ -220,6 +224,11 @@ class Watch:
         """Refuse remedies that replace modules, with this reason; call it when attached."""
         if self._clinic is not None:
             self._clinic.no_swaps = reason
+
+    @property
+    def replaced(self) -> int:
+        """Activation modules replaced so far, by swaps and at the end of annealed ones."""
+        return self._clinic.replaced if self._clinic is not None else 0
 
     @property
     def steps(self) -> int:

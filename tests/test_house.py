@@ -29,8 +29,12 @@ LAYERS: dict[str, set[str]] = {
     "show": GROUND,
     "watch": GROUND | {"observe", "judge", "treat", "show"},
     "scanning": GROUND | {"observe", "judge", "watch"},
-    "lightning": GROUND | {"observe", "judge", "treat", "show", "watch"},
-    "__init__": GROUND | {"observe", "judge", "treat", "show", "watch", "scanning", "lightning"},
+    "restoring": GROUND | {"treat"},
+    "fusing": GROUND | {"treat"},
+    "lightning": GROUND | {"observe", "judge", "treat", "show", "watch", "restoring"},
+    "__init__": GROUND
+    | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing"}
+    | {"lightning"},
 }
 
 

@@ -590,7 +590,7 @@ def test_deep_units_are_left_to_another_remedy() -> None:
 
 def test_every_remedy_says_its_arguments() -> None:
     assert repr(BiasWarming(gamma=0.1)).startswith("BiasWarming(gamma=0.1, hold=50, anneal=200")
-    assert repr(Swap("elu")) == "Swap(to='elu', only='dead', slope=None, quiet=None)"
+    assert repr(Swap("elu")) == "Swap(to='elu', only='dead', slope=None, anneal=None, quiet=None)"
 
 
 # ── wires that are more than whole rows and columns ─────────────────────────────────────────

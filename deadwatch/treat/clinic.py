@@ -76,6 +76,11 @@ class Clinic:
         courses = [course for chart in self._charts.values() for _, course in chart.courses]
         return max((course.held for course in courses), default=0.0)
 
+    @property
+    def replaced(self) -> int:
+        """How many modules of the model have been replaced so far."""
+        return self._surgery.replaced
+
     def step(self) -> None:
         """Advance every scheduled remedy by one training step."""
         for chart in self._charts.values():

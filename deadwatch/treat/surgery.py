@@ -29,9 +29,14 @@ class Edit:
 
 
 class Surgery:
-    """Reads and writes the tensors of a model by name."""
+    """Reads and writes the tensors of a model by name.
+
+    Attributes:
+        replaced: How often a module has been replaced so far.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        self.replaced = 0
         self._model = model
 
     def tensor(self, name: str) -> Tensor:
@@ -44,6 +49,14 @@ class Surgery:
     def module(self, path: str) -> nn.Module:
         """A module by its path."""
         return self._model.get_submodule(path)
+
+    def beside(self, path: str) -> Tensor | None:
+        """A parameter of the smallest part of the model that has any, around a module."""
+        while path:
+            path = path.rpartition(".")[0]
+            for parameter in self.module(path).parameters():
+                return parameter
+        return None
 
     def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
@@ -84,6 +97,7 @@ class Surgery:
 
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
+        self.replaced += 1
         old = self._model.get_submodule(path)
         for parent in list(self._model.modules()):
             for name, child in list(parent._modules.items()):
