@@ -138,7 +138,7 @@ class SwappedActivation(nn.Module):
         for name in HOOKS:
             setattr(original, name, getattr(self, name))
         for name in self._in_place:
-            original.get_submodule(name).inplace = True
+            setattr(original.get_submodule(name), "inplace", True)  # noqa: B010
         return original
 
     def forward(self, input: Tensor) -> Tensor:
