@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
     from deadwatch.treat.policy import Policy
-    from deadwatch.treat.remedies import BiasWarming, Recycle, Swap, ThermalKick
+    from deadwatch.treat.remedies import BiasWarming, Recycle, Restandardize, Swap, ThermalKick
     from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
     from deadwatch.watch import Watch
 
@@ -46,7 +46,7 @@ _HOMES = {
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.policy": ("Policy",),
-    "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Swap", "ThermalKick"),
+    "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Restandardize", "Swap", "ThermalKick"),
     "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
     "deadwatch.watch": ("Watch",),
 }
@@ -66,6 +66,7 @@ __all__ = [
     "Recycle",
     "Refusal",
     "Remedy",
+    "Restandardize",
     "Rules",
     "Site",
     "SiteReport",

@@ -49,3 +49,7 @@ class UnfusedSwapWarning(DeadwatchWarning):
 
 class UnfinishedCourseWarning(DeadwatchWarning):
     """Watching ended while a scheduled remedy still held parameters away from their own value."""
+
+
+class ResumeWarning(DeadwatchWarning):
+    """Part of a saved state does not fit what it was loaded into, and was left out."""

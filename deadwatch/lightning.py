@@ -10,13 +10,14 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch.optim.swa_utils import AveragedModel
 
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.records import WindowReport
 from deadwatch.restoring import follow, forget_loading, reconcile_on_load
-from deadwatch.show.console import ConsoleView
+from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
 from deadwatch.treat.policy import Policy
 from deadwatch.watch import Settings, Watch
@@ -102,7 +103,9 @@ class DeadWatch(_Callback):
         """Attach; whatever runs from here on inside a training batch counts."""
         treats = self._settings.treats
         optimizers = trainer.optimizers if treats else None
-        self.watch = Watch(pl_module, optimizer=optimizers, **vars(self._settings))
+        total = _total_batches(trainer)
+        settings = vars(self._settings)
+        self.watch = Watch(pl_module, optimizer=optimizers, total_steps=total, **settings)
         self.report = self._untreated = self._treated = None
         self._batches = 0
         self._console = ConsoleView()
@@ -125,6 +128,9 @@ class DeadWatch(_Callback):
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
             for logger in trainer.loggers:
                 logger.log_metrics(scalars(self.report), step=step)
+        if self.report is not None and self.report.outcomes:
+            table = outcomes_table(self.report.outcomes)
+            pl_module.print(f"deadwatch, what came of each remedy:\n{table}")
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -168,7 +174,7 @@ class DeadWatch(_Callback):
             return
         self.watch.pause()
         replaced = self.watch.replaced
-        self.watch.step()
+        self.watch.step(_loss(outputs))
         if self.watch.replaced > replaced:
             _follow(trainer, pl_module)
         self._batches += 1
@@ -249,7 +255,8 @@ class DeadWatch(_Callback):
         done, self._treated = self._treated, None
         if done is None:
             return verdict
-        return replace(verdict, treatments=done.treatments, refusals=done.refusals)
+        notes = (*done.notes, *verdict.notes)
+        return replace(verdict, treatments=done.treatments, refusals=done.refusals, notes=notes)
 
     def _write_texts(self, trainer: Any, report: WindowReport) -> None:
         for logger in trainer.loggers:
@@ -274,6 +281,18 @@ def _averaged_copies(trainer: Any) -> list[Any]:
 def _follow(trainer: Any, pl_module: Any) -> None:
     for copy in _averaged_copies(trainer):
         follow(copy, pl_module)
+
+
+def _loss(outputs: Any) -> Any:
+    """The loss of a training step, None where its output says nothing of it."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss if torch.is_tensor(loss) and loss.numel() == 1 else None
+
+
+def _total_batches(trainer: Any) -> int | None:
+    """Training batches of the whole fit, None if it has no end."""
+    total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
+    return int(total) if 0 < total < math.inf else None
 
 
 def _averages(trainer: Any) -> bool:

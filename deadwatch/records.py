@@ -224,6 +224,8 @@ class Change:
         rows: Only within these indices of axis 0; None for all of them.
         state: What the optimizer keeps for the parameter, such as ``"exp_avg"``, if it was that
             which was written; empty for the tensor itself.
+        shared: Whether live units use the slices as well: taking the change back takes out what
+            it added, and leaves what was learned since.
     """
 
     tensor: str
@@ -233,6 +235,7 @@ class Change:
     after: npt.NDArray[Any]
     rows: range | None = None
     state: str = ""
+    shared: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,6 +251,7 @@ class Treatment:
         quiet: True if the outgoing columns were zeroed, so that the function did not change.
         changes: Every tensor slice that was written, with values before and after.
         note: Anything worth telling, such as the bias that was added or a module replaced.
+        swapped: Path of the module that was replaced; empty for none.
     """
 
     remedy: str
@@ -258,6 +262,7 @@ class Treatment:
     quiet: bool
     changes: tuple[Change, ...] = field(repr=False, default=())
     note: str = ""
+    swapped: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,6 +274,34 @@ class Refusal:
     units: Ints
     window: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one remedy over a run so far.
+
+    A unit that was treated several times counts each time. `revived`, `relapsed` and
+    `still_dead` leave out units that no later window has judged yet.
+
+    Attributes:
+        remedy: The remedy's name; that of the control group for units left untreated.
+        treatments: How often it was applied.
+        units: Units treated.
+        revived: Units alive when last judged, before any later treatment.
+        relapsed: Units that came back and died again.
+        still_dead: Units that never came back.
+        undone: Treatments that the guard took back.
+        written: Elements of parameters that were written: what it cost the network.
+    """
+
+    remedy: str
+    treatments: int
+    units: int
+    revived: int
+    relapsed: int
+    still_dead: int
+    undone: int
+    written: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -294,6 +327,8 @@ class SiteReport:
         nonfinite: Number of NaN or infinite pre-activations.
         dormancy: ReDo score: ``mean_abs`` over its mean across the layer (Sokar et al. 2023).
         sparsity: Share of closed gates over all elements of the site; not a measure of death.
+        harmful: Whether so many of its units are dead that measurement has found harm; see
+            `deadwatch.Rules`.
     """
 
     site: Site
@@ -310,6 +345,7 @@ class SiteReport:
     nonfinite: Floats
     dormancy: Floats
     sparsity: float
+    harmful: bool = False
 
     @property
     def units(self) -> int:
@@ -342,12 +378,16 @@ class WindowReport(Mapping[str, SiteReport]):
         sites: Reports in the order of the data.
         treatments: What was applied at the end of the window.
         refusals: Remedies that could not be applied, and why.
+        notes: What else there is to tell: dead units that were left alone, treatments undone.
+        outcomes: What came of each remedy so far.
     """
 
     window: Window
     sites: Mapping[str, SiteReport]
     treatments: tuple[Treatment, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
     def __getitem__(self, name: str) -> SiteReport:
         try:

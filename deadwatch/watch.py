@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
+    ResumeWarning,
     UnfinishedCourseWarning,
     UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, reduce
+from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
 from deadwatch.observe.sites import Selection, uncompiled
 from deadwatch.observe.taps import Taps
+from deadwatch.plain import require_version, stamped
 from deadwatch.records import WindowReport
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
@@ -94,6 +98,7 @@ class Watch:
             beginning with its first. Death is judged on every step regardless.
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
+        total_steps: Training steps of the whole run, for a policy that ends at a share of it.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -103,10 +108,11 @@ class Watch:
         >>> with watch:
         ...     for epoch in range(20):
         ...         for x, y in loader:
-        ...             loss_function(model(x), y).backward()
+        ...             loss = loss_function(model(x), y)
+        ...             loss.backward()
         ...             optimizer.step()
         ...             optimizer.zero_grad()
-        ...             watch.step()
+        ...             watch.step(loss)
         ...         report = watch.close_window()
         ...         print(report.dead_ratio)
     """
@@ -123,6 +129,7 @@ class Watch:
         unit_dim: Mapping[str, int] | None = None,
         stats_every_n_steps: int = 10,
         count_no_grad: bool = False,
+        total_steps: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -133,6 +140,8 @@ class Watch:
             policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
         )
         self._policy = resolve(policy)
+        _check_total_steps(total_steps, policy)
+        self._total_steps = total_steps
         optimizers = _optimizers(optimizer)
         _check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
@@ -141,6 +150,7 @@ class Watch:
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
+        self._saved_clinic: Mapping[str, Any] | None = None
         self._stepped = False
         self._closed = False
 
@@ -149,7 +159,16 @@ class Watch:
     def attach(self) -> Watch:
         """Put hooks on the model; does nothing if they are on."""
         if self._policy is not None and self._clinic is None:
-            self._clinic = Clinic(self._policy, self._model, self._optimizers, common_seed())
+            self._clinic = Clinic(
+                self._policy,
+                self._model,
+                self._optimizers,
+                common_seed(),
+                self._total_steps,
+                on_any_rank,
+                self._operation,
+            )
+            self._resume_clinic()
         self._taps.attach()
         return self
 
@@ -196,16 +215,24 @@ class Watch:
 
     # ── while training ──────────────────────────────────────────────────────────────────
 
-    def step(self) -> None:
-        """Count a training step and advance scheduled remedies; call it after the optimizer's."""
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Count a training step and advance scheduled remedies; call it after the optimizer's.
+
+        Args:
+            loss: The step's training loss, by which a policy's guard sees whether a treatment did
+                harm. A tensor is read only after treatments, so that no step waits for it.
+
+        Raises:
+            ConfigError: ``loss`` is not one number.
+        """
         self._stepped = True
         self._taps.step()
-        if self._clinic is not None:
-            replaced = self._clinic.replaced
-            self._clinic.step()
-            if self._clinic.replaced > replaced and self._taps.attached:
-                self._taps.detach()
-                self._taps.attach()
+        if self._clinic is None:
+            return
+        if self._clinic.prevents:
+            with self._operation():
+                self._clinic.prevent(self.peek(), self.steps)
+        self._clinic.step(loss)
 
     def pause(self) -> None:
         """Count no forward until `resume`."""
@@ -258,7 +285,8 @@ class Watch:
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
-        self._clinic.consider(verdict)
+        self._clinic.consider(verdict, self.steps)
+        verdict = replace(verdict, notes=self._clinic.told(), outcomes=self._clinic.outcomes)
         return self.treat(verdict) if treat else verdict
 
     def treat(self, verdict: WindowReport) -> WindowReport:
@@ -271,16 +299,75 @@ class Watch:
         """
         if self._clinic is None or not self._clinic.due:
             return verdict
-        attached = self._taps.attached
-        self._taps.suspend()  # nothing of ours is on the model while it is operated on
-        treatments, refusals = self._clinic.treat(self.steps)
-        if self._taps.outdated:
-            self._taps.detach()
-        if attached:
-            self._taps.attach()
+        with self._operation():
+            treatments, refusals = self._clinic.treat(verdict, self.steps)
         for treatment in treatments:
             self._taps.forget(treatment.site, treatment.units)
-        return replace(verdict, treatments=treatments, refusals=refusals)
+        return replace(
+            verdict,
+            treatments=treatments,
+            refusals=refusals,
+            notes=(*verdict.notes, *self._clinic.told()),
+            outcomes=self._clinic.outcomes,
+        )
+
+    @contextmanager
+    def _operation(self) -> Iterator[None]:
+        """Nothing of ours is on the model while it is operated on."""
+        attached = self._taps.attached
+        self._taps.suspend()
+        try:
+            yield
+        finally:
+            if self._taps.outdated:
+                self._taps.detach()
+            if attached:
+                self._taps.attach()
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on as if it had not been interrupted.
+
+        Save it with the model's and the optimizer's, between two steps. It holds plain values and
+        tensors only, so that ``torch.load(..., weights_only=True)`` reads it. In distributed
+        training call it on every rank, as `close_window`; all get the same.
+        """
+        flow = {"stepped": self._stepped, "closed": self._closed}
+        ranks = every_rank(self._taps.state_dict())
+        clinic = None if self._clinic is None else self._clinic.state_dict()
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run stood whose `state_dict` this is.
+
+        Call it before the first forward, on a new `Watch` with the same arguments; the model and
+        its optimizer must have been loaded.
+
+        Raises:
+            DeadwatchError: The state was not saved by this version of deadwatch, or forwards have
+                been counted already.
+        """
+        require_version(state)
+        ranks = state["ranks"]
+        measured = mine(ranks)
+        if measured is None:
+            warnings.warn(
+                f"the state was saved by {len(ranks)} processes, and another number of them loads "
+                "it: what was measured in the window so far is left out",
+                ResumeWarning,
+                stacklevel=2,
+            )
+        self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
+        self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
+        self._saved_clinic = state["clinic"]
+        self._resume_clinic()
+
+    def _resume_clinic(self) -> None:
+        """Hand the clinic its saved state as soon as there are both."""
+        if self._clinic is not None and self._saved_clinic is not None:
+            self._clinic.load_state_dict(self._saved_clinic)
+            self._saved_clinic = None
 
     def _warn_missing_step(self) -> None:
         assert self._clinic is not None
@@ -296,6 +383,18 @@ class Watch:
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
+    if total_steps is not None and (not _whole(total_steps) or total_steps < 1):  # type: ignore[operator]
+        raise ConfigError(
+            f"total_steps is {total_steps!r}; expected the training steps of the whole run, or None"
+        )
+    if total_steps is None and isinstance(policy, Policy) and isinstance(policy.until, float):
+        raise ConfigError(
+            f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
+            "total_steps=... to Watch, or a training step as until"
+        )
 
 
 def _check_patterns(name: str, given: object) -> None:

@@ -18,10 +18,11 @@ PACKAGE = Path(deadwatch.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What each part may import, besides itself. Imports point strictly down; stages are siblings.
-GROUND = {"errors", "records", "activations"}
+GROUND = {"errors", "records", "plain", "activations"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "records": {"errors"},
+    "plain": {"errors", "records"},
     "activations": {"errors"},
     "observe": GROUND,
     "judge": GROUND,

@@ -80,9 +80,14 @@ class Place:
     def start(self, site: Site, module: nn.Module, z: Tensor, dim: int) -> SiteState:
         """Begin a site of it, that is judged by the gate of ``module``."""
         candidate = self._candidate(module) if self.functional else self.candidate
-        state = SiteState.start(site, candidate, z, dim)
+        state = SiteState.start(self.base, site, candidate, z, dim)
         self.states.append(state)
         return state
+
+    def take_up(self, state: SiteState, module: nn.Module, z: Tensor) -> None:
+        """Go on with a site of it that was read from a checkpoint."""
+        state.take_up(self._candidate(module) if self.functional else self.candidate, z)
+        self.states.append(state)
 
     def follow(self, state: SiteState, module: nn.Module) -> None:
         """A function may be called with other parameters than before."""

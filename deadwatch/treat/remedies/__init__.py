@@ -2,7 +2,8 @@
 
 from deadwatch.treat.remedies.bias_warming import BiasWarming
 from deadwatch.treat.remedies.recycle import Recycle
+from deadwatch.treat.remedies.restandardize import Restandardize
 from deadwatch.treat.remedies.swap import Swap
 from deadwatch.treat.remedies.thermal_kick import ThermalKick
 
-__all__ = ["BiasWarming", "Recycle", "Swap", "ThermalKick"]
+__all__ = ["BiasWarming", "Recycle", "Restandardize", "Swap", "ThermalKick"]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from deadwatch.activations import KINDS, SHARE, SLOPES, Replacement, SwappedActivation
 from deadwatch.errors import ConfigError, DeadwatchError
+from deadwatch.records import Ints
+from deadwatch.treat.course import Course
 from deadwatch.treat.optim import KNOWN
 from deadwatch.treat.remedies.base import (
     CannotTreat,
@@ -103,13 +105,14 @@ class Swap(Remedy):
         if self.to == "prelu":
             self._require_room_for_slopes(case)
         edits, restarts, quiet = case.silence(False if self.only == "all" else self.quiet)
+        way_back = None if self.anneal is None else Returning(site.module, case.units, self.anneal)
         return Plan(
             self.name,
             case.units,
             edits,
             restarts,
             swap=(site.module, self._module(case, old)),
-            course=None if self.anneal is None else Returning(site.module, self.anneal),
+            course=way_back,
             quiet=quiet,
             note=f"{site.activation} → {self.to} on {self._extent(case)}",
         )
@@ -120,7 +123,7 @@ class Swap(Remedy):
         Raises:
             DeadwatchError: The swap itself has not been restored before.
         """
-        course = Returning(**state)
+        course = Returning(**state | {"units": np.array(state["units"], np.int64)})
         module = surgery.module(course.path)
         if not isinstance(module, SwappedActivation) or module.deadwatch_share is None:
             raise DeadwatchError(
@@ -173,17 +176,19 @@ class Swap(Remedy):
             raise CannotTreat(f"it was swapped to {was.to} for good before")
 
 
-class Returning:
+class Returning(Course):
     """The way back of one annealed swap: how far the units are from their original function.
 
     Args:
         path: Where the swapped module stands.
+        units: Units that are swapped by it (K,).
         anneal: Training steps of the whole way.
         steps: Training steps that lie behind.
     """
 
-    def __init__(self, path: str, anneal: int, steps: int = 0) -> None:
+    def __init__(self, path: str, units: Ints, anneal: int, steps: int = 0) -> None:
         self.path = path
+        self.units = units
         self._anneal = anneal
         self._steps = steps
 
@@ -206,7 +211,8 @@ class Returning:
 
     def state_dict(self) -> dict[str, Any]:
         """What `Swap.resume` needs to continue."""
-        return {"path": self.path, "anneal": self._anneal, "steps": self._steps}
+        units = self.units.tolist()
+        return {"path": self.path, "units": units, "anneal": self._anneal, "steps": self._steps}
 
 
 def _beside(case: Case) -> Tensor:
