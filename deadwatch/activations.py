@@ -180,14 +180,12 @@ class SwappedActivation(nn.Module):
         key = prefix + SETTINGS
         if key in unexpected_keys:
             unexpected_keys.remove(key)
-        if key not in state_dict and not strict:
-            return
-        there = state_dict.get(key)
-        if there is None or Replacement.unpacked(there) != self.settings:
-            was = "was not" if there is None else "was differently"
+        if key not in state_dict:
+            missing_keys.append(key)
+        elif Replacement.unpacked(state_dict[key]) != self.settings:
             error_msgs.append(
                 f"{prefix.removesuffix('.')} is swapped to {self.settings.to} by deadwatch, and "
-                f"{was} in this state dict; load it with deadwatch.restore(model, state_dict)"
+                "differently in this state dict; load it with deadwatch.restore(model, state_dict)"
             )
 
 

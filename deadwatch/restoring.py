@@ -126,13 +126,14 @@ def _before_loading(
     module: nn.Module,
     state_dict: Mapping[str, Any],
     prefix: str,
-    local_metadata: Any,
-    strict: bool,
     *_: Any,
 ) -> None:
-    """The hook: a function of this module, so that a copy or pickle of the model may hold it."""
+    """The hook: a function of this module, so that a copy or pickle of the model may hold it.
+
+    It cannot know whether the load is strict; what finds no place fails there if it is.
+    """
     own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
-    _reconcile(module, own, strict)
+    _reconcile(module, own, strict=False)
 
 
 def _reconcile(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) -> None:
