@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deadwatch.errors import ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.fusing import fuse
     from deadwatch.judge.rules import Rules
     from deadwatch.lightning import DeadWatch
     from deadwatch.records import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         WindowReport,
         Wire,
     )
+    from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
     from deadwatch.treat.course import Course
@@ -46,12 +48,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "deadwatch.errors": ("ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.fusing": ("fuse",),
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
     "deadwatch.records": (
         *("Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
         *("WindowReport", "Wire"),
     ),
+    "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.policy": ("Policy",),
@@ -98,6 +102,9 @@ __all__ = [
     "Watch",
     "WindowReport",
     "Wire",
+    "fuse",
+    "load_from_checkpoint",
+    "restore",
     "scan",
 ]
 

@@ -210,6 +210,11 @@ class Watch:
             self._clinic.no_swaps = reason
 
     @property
+    def replaced(self) -> int:
+        """Activation modules replaced so far, by swaps and at the end of annealed ones."""
+        return self._clinic.replaced if self._clinic is not None else 0
+
+    @property
     def steps(self) -> int:
         """Training steps so far."""
         return self._taps.steps

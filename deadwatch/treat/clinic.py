@@ -86,6 +86,11 @@ class Clinic:
         return max((going.course.held for going in goings), default=0.0)
 
     @property
+    def replaced(self) -> int:
+        """How many modules of the model have been replaced so far."""
+        return self._surgery.replaced
+
+    @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """What came of each remedy so far."""
         return self.ledger.outcomes
