@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
+from deadwatch import (
+    BiasWarming,
+    Policy,
+    PositiveBias,
+    Recycle,
+    Remedy,
+    Restandardize,
+    Revive,
+    ThermalKick,
+)
 from tests.nets import SharedReLU, conv, mlp
 from tests.resuming import EVENTS, Run, Setup, differences, differs_when_interrupted
 
@@ -80,3 +92,78 @@ def test_a_run_may_be_interrupted_after_every_step(name: str) -> None:
         run.go_on(done)
         state = run.state()
     assert differences(whole.result(), run.result()) == []
+
+
+# ── treatments ──────────────────────────────────────────────────────────────────────────
+
+REMEDIES: dict[str, Remedy | list[Remedy]] = {
+    "warming, fixed": BiasWarming(hold=2, anneal=3, quiet=False),
+    "warming, cosine": BiasWarming(hold=1, anneal=6, schedule="cosine"),
+    "warming, closed loop": BiasWarming(hold=1, anneal=4, schedule="closed-loop"),
+    "recycling": Recycle(),
+    "kick": ThermalKick(),
+    "restandardizing": Restandardize(),
+    "reviving": Revive(),
+    "ladder": [BiasWarming(gamma=0.1, hold=0, anneal=2, quiet=False), Recycle(), ThermalKick()],
+}
+
+
+def treating(then: Any, kind: Callable[[], nn.Module] = mlp, **policy: Any) -> Setup:
+    """Three units are dead from the start, and treated from the first window on."""
+    given = {"when": 0.01, "cooldown": 0} | policy
+    return Setup(lambda: dying(kind()), lambda: Policy(then, **given))
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_treatments_do_not_depend_on_interruptions(name: str) -> None:
+    setup = treating(REMEDIES[name])
+    assert differs_when_interrupted(setup) == {}
+    assert treated(setup)
+
+
+def treated(setup: Setup) -> bool:
+    run = Run(setup)
+    run.go_on()
+    return any(report.treatments for report in run.reports)
+
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, amsgrad=True),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_state_does_not_depend_on_interruptions(name: str) -> None:
+    setup = treating([BiasWarming(hold=0, anneal=3), Recycle()])
+    setup.optimizer = OPTIMIZERS[name]
+    assert differs_when_interrupted(setup) == {}
+
+
+POLICIES: dict[str, dict[str, Any]] = {
+    "control group": {"control": 0.4},
+    "patience and cooldown": {"patience": 2, "cooldown": 1},
+    "budget": {"budget": 0.1},
+    "limit per unit": {"per_unit": 1},
+    "warmup and end": {"warmup": 5, "until": 10},
+    "preventives": {"prevent": PositiveBias(0.1)},
+    "model-wide": {"scope": "model", "when": 0.01},
+    "dormant units": {"measure": "dormant"},
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies_do_not_depend_on_interruptions(name: str) -> None:
+    setup = treating([BiasWarming(hold=0, anneal=3), Recycle()], **POLICIES[name])
+    assert differs_when_interrupted(setup) == {}
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_what_the_guard_takes_back_does_not_depend_on_interruptions(name: str) -> None:
+    setup = treating(REMEDIES[name], warmup=8)
+    setup.loss = lambda step, loss: torch.tensor(9.0 if step > 9 else 1 + 0.01 * (step % 3))
+    assert differs_when_interrupted(setup) == {}
+    run = Run(setup)
+    run.go_on()
+    assert any(entry.undone for entry in run.watch.ledger)

@@ -145,6 +145,7 @@ class Clinic:
                 windows = chart.hold(treatment.remedy, self._window)
                 note += f"; it rests there for {windows} windows"
             self.notes.append(note)
+        self._band.forgive()
         self._acquit()
 
     # ── before the first window ─────────────────────────────────────────────────────────
