@@ -162,7 +162,7 @@ def test_policies_do_not_depend_on_interruptions(name: str) -> None:
 @pytest.mark.parametrize("name", REMEDIES)
 def test_what_the_guard_takes_back_does_not_depend_on_interruptions(name: str) -> None:
     setup = treating(REMEDIES[name], warmup=8)
-    setup.loss = lambda step, loss: torch.tensor(9.0 if step > 9 else 1 + 0.01 * (step % 3))
+    setup.loss = lambda step, loss: torch.tensor(9.0 if step > 8 else 1 + 0.01 * (step % 3))
     assert differs_when_interrupted(setup) == {}
     run = Run(setup)
     run.go_on()
