@@ -11,11 +11,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
+from deadwatch.restoring import follow, forget_loading, reconcile_on_load
 from deadwatch.settings import Settings
 from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
@@ -97,10 +99,12 @@ class DeadWatch(_Callback):
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Forget what was loaded for another run; what is loaded for this one comes later."""
-        self._loaded = None
+        """Let checkpoints that hold swaps, or lack them, find their architecture."""
+        self._loaded = None  # what is loaded for this run comes later
         if stage == "fit":
             self.watch = None
+        for module in (pl_module, *_averaged_copies(trainer)):
+            reconcile_on_load(module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; whatever runs from here on inside a training batch counts."""
@@ -119,10 +123,10 @@ class DeadWatch(_Callback):
         # Every rank logs the same merged figures; Lightning's advice to reduce each of them again
         # would cost one collective a curve.
         warnings.filterwarnings("ignore", message=r".*`self\.log\('dead")
-        for callback in trainer.callbacks:
-            if getattr(callback, "_average_model", None) is not None:
-                name = type(callback).__name__
-                self.watch.forbid_swaps(f"the copy that {name} averages would not be swapped")
+        for copy in _averaged_copies(trainer):
+            if type(copy) is not type(pl_module):
+                name = type(copy).__name__
+                self.watch.forbid_swaps(f"the averaged copy is a {name}, which cannot be followed")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""
@@ -140,11 +144,17 @@ class DeadWatch(_Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach: after an exception nothing else is called."""
         self._detach()
+        self._forget(trainer, pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Detach, should nothing else have."""
         self._loaded = None
         self._detach()
+        self._forget(trainer, pl_module)
+
+    def _forget(self, trainer: Any, pl_module: Any) -> None:
+        for module in (pl_module, *_averaged_copies(trainer)):
+            forget_loading(module)
 
     def _detach(self) -> None:
         self._suspended = False
@@ -161,7 +171,7 @@ class DeadWatch(_Callback):
             return  # a pass that only refreshes batch norms after weight averaging
         self._close_missed(trainer, pl_module, self.watch)
         if self._untreated is not None and not _averages(trainer):
-            self._treat(trainer, self.watch, self._untreated)
+            self._treat(trainer, pl_module, self.watch, self._untreated)
         self._untreated = None
         self.watch.resume(reports_steps=True)
 
@@ -172,7 +182,10 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.fit_loop._skip_backward:
             return
         self.watch.pause()
+        replaced = self.watch.replaced
         self.watch.step(_loss(outputs))
+        if self.watch.replaced > replaced:
+            _follow(trainer, pl_module)
         self._batches += 1
         # A run may be resumed with a shorter window than it had.
         if self._window != "epoch" and self._batches >= self._window:
@@ -250,8 +263,11 @@ class DeadWatch(_Callback):
             shown = common | {"logger": False, "prog_bar": True}
             pl_module.log("dead", points[MODEL_TAG], **shown)
 
-    def _treat(self, trainer: Any, watch: Watch, verdict: WindowReport) -> None:
+    def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
+        replaced = watch.replaced
         self._treated = watch.treat(verdict)
+        if watch.replaced > replaced:
+            _follow(trainer, pl_module)
         self._write_texts(trainer, self._treated)
         self._console.treated(self._treated)
 
@@ -306,6 +322,18 @@ class DeadWatch(_Callback):
 
 _REPORTS = ("report", "_untreated", "_treated")
 _COUNTS = ("_batches", "_epoch", "_step")
+
+
+def _averaged_copies(trainer: Any) -> list[Any]:
+    """The copies of the module whose weights other callbacks average."""
+    copies = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+    found = [copy.module if isinstance(copy, AveragedModel) else copy for copy in copies]
+    return [copy for copy in found if copy is not None]
+
+
+def _follow(trainer: Any, pl_module: Any) -> None:
+    for copy in _averaged_copies(trainer):
+        follow(copy, pl_module)
 
 
 def _loss(outputs: Any) -> Any:

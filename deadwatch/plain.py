@@ -84,8 +84,8 @@ def _container_to_plain(value: Any) -> Any:
     if isinstance(value, list):
         return [to_plain(item) for item in value]
     raise DeadwatchError(
-        f"{type(value).__name__} cannot be saved in a checkpoint; expected numbers, strings, tensors, "
-        "arrays, and lists, dicts or dataclasses of them"
+        f"{type(value).__name__} cannot be saved in a checkpoint; expected numbers, strings, "
+        "tensors, arrays, and lists, dicts or dataclasses of them"
     )
 
 

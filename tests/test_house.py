@@ -31,8 +31,12 @@ LAYERS: dict[str, set[str]] = {
     "settings": GROUND | {"observe", "judge", "treat"},
     "watch": GROUND | {"observe", "judge", "treat", "show", "settings"},
     "scanning": GROUND | {"observe", "judge", "settings", "watch"},
-    "lightning": GROUND | {"observe", "judge", "treat", "show", "settings", "watch"},
-    "__init__": GROUND | {"observe", "judge", "treat", "show", "watch", "scanning", "lightning"},
+    "restoring": GROUND | {"treat"},
+    "fusing": GROUND | {"treat"},
+    "lightning": GROUND | {"observe", "judge", "treat", "show", "settings", "watch", "restoring"},
+    "__init__": GROUND
+    | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing"}
+    | {"lightning"},
 }
 
 

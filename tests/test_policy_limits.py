@@ -12,6 +12,7 @@ from torch import nn
 
 from deadwatch import (
     ConfigError,
+    NoBiasDecay,
     Policy,
     PositiveBias,
     Recycle,
@@ -296,6 +297,29 @@ def test_a_preventive_that_does_not_apply_says_why() -> None:
         watch.step()
         report = watch.close_window()
     assert report.notes[0] == "PositiveBias refused on 1: Tanh does not close towards low inputs"
+
+
+def test_no_bias_decay_lasts_while_the_watch_is_attached() -> None:
+    def bias_after(prevent: bool) -> torch.Tensor:
+        patient = Patient.of(dead=[], optimizer=lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.5))
+        preventives = [NoBiasDecay()] if prevent else []
+        policy = Policy(Recycle(), prevent=preventives)
+        with Watch(patient.model, optimizer=patient.optimizer, policy=policy) as watch:
+            patient.model(patient.x)
+            watch.step()
+            before = patient.tensors()
+            for parameter in patient.model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            patient.optimizer.step()
+            told = watch.close_window().notes
+        assert len(told) == prevent
+        assert not patient.optimizer._optimizer_step_pre_hooks
+        after = patient.tensors()
+        assert not torch.equal(after["0.weight"], before["0.weight"])
+        return after["0.bias"] / before["0.bias"]
+
+    torch.testing.assert_close(bias_after(True), torch.ones(16))
+    torch.testing.assert_close(bias_after(False), torch.full((16,), 0.95))
 
 
 # ── a policy of one's own ───────────────────────────────────────────────────────────────────

@@ -13,12 +13,14 @@ from torch.optim import Optimizer
 
 from deadwatch import (
     BiasWarming,
+    NoBiasDecay,
     Policy,
     PositiveBias,
     Recycle,
     Remedy,
     Restandardize,
     Revive,
+    Swap,
     ThermalKick,
 )
 from tests.nets import SharedReLU, conv, mlp
@@ -104,6 +106,10 @@ REMEDIES: dict[str, Remedy | list[Remedy]] = {
     "kick": ThermalKick(),
     "restandardizing": Restandardize(),
     "reviving": Revive(),
+    "leaky for good": Swap("leaky_relu"),
+    "leaky for a while": Swap("leaky_relu", anneal=5),
+    "learned slopes": Swap("prelu"),
+    "another function": Swap("elu", only="all"),
     "ladder": [BiasWarming(gamma=0.1, hold=0, anneal=2, quiet=False), Recycle(), ThermalKick()],
 }
 
@@ -141,6 +147,16 @@ def test_optimizer_state_does_not_depend_on_interruptions(name: str) -> None:
     assert differs_when_interrupted(setup) == {}
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_learned_slopes_are_found_again_by_the_optimizer(name: str) -> None:
+    setup = treating(Swap("prelu"))
+    setup.optimizer = OPTIMIZERS[name]
+    assert differs_when_interrupted(setup) == {}
+    run = Run(setup)
+    run.go_on()
+    assert any("replacement" in name for name, _ in run.model.named_parameters())
+
+
 POLICIES: dict[str, dict[str, Any]] = {
     "control group": {"control": 0.4},
     "patience and cooldown": {"patience": 2, "cooldown": 1},
@@ -148,6 +164,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "limit per unit": {"per_unit": 1},
     "warmup and end": {"warmup": 5, "until": 10},
     "preventives": {"prevent": PositiveBias(0.1)},
+    "no decay of biases": {"prevent": NoBiasDecay()},
     "model-wide": {"scope": "model", "when": 0.01},
     "dormant units": {"measure": "dormant"},
 }
@@ -156,6 +173,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", POLICIES)
 def test_policies_do_not_depend_on_interruptions(name: str) -> None:
     setup = treating([BiasWarming(hold=0, anneal=3), Recycle()], **POLICIES[name])
+    setup.optimizer = OPTIMIZERS["adamw"]
     assert differs_when_interrupted(setup) == {}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from deadwatch.activations import UnitPReLU
 from deadwatch.errors import DeadwatchError
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
@@ -85,6 +86,11 @@ class Clinic:
         return max((going.course.held for going in goings), default=0.0)
 
     @property
+    def replaced(self) -> int:
+        """How many modules of the model have been replaced so far."""
+        return self._surgery.replaced
+
+    @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """What came of each remedy so far."""
         return self.ledger.outcomes
@@ -150,6 +156,22 @@ class Clinic:
 
     # ── before the first window ─────────────────────────────────────────────────────────
 
+    def attach(self) -> None:
+        """Put in force what lasts only as long as deadwatch is attached."""
+        slopes = [m for m in self._model.modules() if isinstance(m, UnitPReLU)]
+        self._optimizers.exempt(slope.weight for slope in slopes)
+        for one in self._preventives() if self._prevented else ():
+            if isinstance(one, Preventive):
+                one.resume(self._model, self._optimizers)
+
+    def detach(self) -> None:
+        """Leave nothing of ours on the optimizers."""
+        self._optimizers.release()
+
+    def _preventives(self) -> Sequence[Preventive | Remedy]:
+        given = self._policy.prevent
+        return (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
+
     @property
     def prevents(self) -> bool:
         """Whether preventives are still to be applied."""
@@ -159,13 +181,19 @@ class Clinic:
         """Apply the policy's preventives to all units; what was done is noted."""
         self._prevented = True
         self._count_calls(verdict)
-        given = self._policy.prevent
-        for one in given if isinstance(given, Sequence) else (given,):
+        for one in self._preventives():
             if isinstance(one, Preventive):
-                self.notes.append(f"{one.name}: {one.apply(self._model, self._optimizers)}")
-                continue
-            for report in verdict.sites.values():
-                self._prevent_site(one, report, step)
+                self._prevent_once(one)
+            else:
+                for report in verdict.sites.values():
+                    self._prevent_site(one, report, step)
+
+    def _prevent_once(self, one: Preventive) -> None:
+        try:
+            note = one.apply(self._model, self._optimizers)
+        except CannotTreat as reason:
+            note = f"refused: {reason}"
+        self.notes.append(f"{one.name}: {note}")
 
     def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
         try:
@@ -357,6 +385,7 @@ class Clinic:
             "ledger": self.ledger.state_dict(),
             "notes": list(self.notes),
             "band": self._band.state_dict(),
+            "theatre": self._theatre.state_dict(),
             "trial": [to_plain(treatment) for treatment in self._trial],
         }
 
@@ -370,6 +399,7 @@ class Clinic:
         self.ledger.load_state_dict(state["ledger"])
         self.notes = list(state["notes"])
         self._band.load_state_dict(state["band"])
+        self._theatre.load_state_dict(state["theatre"])
         self._trial = [from_plain(Treatment, treatment) for treatment in state["trial"]]
 
     def _resumed(self, state: dict[str, Any]) -> Chart:

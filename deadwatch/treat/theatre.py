@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from deadwatch.activations import MASK, SwappedActivation
 from deadwatch.records import SiteReport, Treatment
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import Plan
 from deadwatch.treat.surgery import Surgery
+
+_Key = tuple[str, int, int]
+"""Site, step and first unit of a treatment."""
 
 
 class Theatre:
@@ -31,7 +36,8 @@ class Theatre:
         self.surgery = Surgery(model, aside)
         self.optimizers = optimizers
         self._model = model
-        self._swapped: dict[tuple[str, int, int], nn.Module] = {}
+        self._swapped: dict[_Key, nn.Module] = {}
+        self._masks: dict[_Key, Tensor | None] = {}
 
     def apply(self, plan: Plan, report: SiteReport, window: int, step: int) -> Treatment:
         """Carry a plan out; the treatment says all that was written."""
@@ -71,6 +77,7 @@ class Theatre:
     def forget(self) -> None:
         """No treatment so far will be undone any more."""
         self._swapped.clear()
+        self._masks.clear()
 
     def _swap(self, path: str, module: nn.Module, report: SiteReport) -> None:
         self.surgery.replace(path, module)
@@ -81,9 +88,28 @@ class Theatre:
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
 
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Plain values to go on from: what stood in the place of each swap that may be undone."""
+        masks = dict(self._masks)
+        for key, module in self._swapped.items():
+            swapped = isinstance(module, SwappedActivation)
+            masks[key] = module.state_dict()[MASK].cpu() if swapped else None
+        return [{"key": key, "mask": mask} for key, mask in masks.items()]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        """Go on from a `state_dict`."""
+        self._masks = {tuple(saved["key"]): saved["mask"] for saved in state}
+
+    def _rebuilt(self, now: nn.Module, key: _Key) -> nn.Module:
+        """What stood in the place of a swap in the run that a checkpoint is from."""
+        assert isinstance(now, SwappedActivation)
+        mask = self._masks.pop(key)
+        return now.restored() if mask is None else now.masked(mask.to(now.deadwatch_mask.device))
+
     def _swap_back(self, treatment: Treatment) -> None:
         now = self.surgery.module(treatment.swapped)
-        before = self._swapped.pop((treatment.site, treatment.step, int(treatment.units[0])))
+        key = treatment.site, treatment.step, int(treatment.units[0])
+        before = self._swapped.pop(key, None) or self._rebuilt(now, key)
         kept = {id(parameter) for parameter in before.parameters()}
         self.surgery.replace(treatment.swapped, before)
         for parameter in now.parameters():
