@@ -87,6 +87,7 @@ class Theatre:
                 assert producers[0].weight is not None
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
+                self.optimizers.exempt([parameter])  # a slope shall not decay to zero
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Plain values to go on from: what stood in the place of each swap that may be undone."""
