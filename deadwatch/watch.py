@@ -322,6 +322,15 @@ class Watch:
 
     def _resume_clinic(self) -> None:
         """Hand the clinic its saved state as soon as there are both."""
+        if self._policy is None and self._saved_clinic is not None:
+            count = len(self._saved_clinic["ledger"])
+            warnings.warn(
+                f"the state is that of a run with a policy, and this Watch has no policy: what "
+                f"became of {count} treatments is left out, and schedules in progress end here",
+                ResumeWarning,
+                stacklevel=3,
+            )
+            self._saved_clinic = None
         if self._clinic is not None and self._saved_clinic is not None:
             self._clinic.load_state_dict(self._saved_clinic)
             self._clinic.attach()
