@@ -84,6 +84,7 @@ class Theatre:
                 assert producers[0].weight is not None
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
+                self.optimizers.exempt([parameter])  # a slope shall not decay to zero
         if isinstance(old, SwappedActivation) and isinstance(module, SwappedActivation):
             return [self._widened(path, old.deadwatch_mask)]
         return []
