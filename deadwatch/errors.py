@@ -43,6 +43,10 @@ class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
 
 
+class UnfusedSwapWarning(DeadwatchWarning):
+    """A swapped activation has no equivalent in ``torch.nn`` and stays as it is."""
+
+
 class UnfinishedCourseWarning(DeadwatchWarning):
     """Watching ended while a scheduled remedy still held parameters away from their own value."""
 

@@ -140,6 +140,7 @@ class Site:
         activation: Name of the activation, such as ``"ReLU"``.
         gate: Where the activation passes gradient.
         unit_dim: Axis of the pre-activation that holds the units; None until it has run.
+        ndim: Number of axes of the pre-activation at its first call; 0 until it has run.
         producers: What produces the units, in the order of the data; empty if unknown.
         consumers: All that read the units; empty if unknown.
         producers_note: Why the producers are unknown; empty if they are known.
@@ -158,6 +159,7 @@ class Site:
     producers_note: str = "not traced yet"
     consumers_note: str = "not traced yet"
     functional: bool = False
+    ndim: int = 0
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deadwatch import Policy, Rules, Watch, WindowReport
+from deadwatch import Policy, Rules, Watch, WindowReport, restore
 from deadwatch.plain import from_plain, to_plain
 
 STEPS, WINDOW = 14, 4
@@ -51,7 +51,7 @@ class Run:
         self.setup = setup
         self.model = setup.model()
         if state is not None:
-            self.model.load_state_dict(state["model"])
+            restore(self.model, state["model"])
         self.optimizer = setup.optimizer(self.model.parameters())
         arguments: dict[str, Any] = {"rules": Rules(min_samples=1), "stats_every_n_steps": 3}
         self.watch = Watch(

@@ -18,7 +18,6 @@ from pytorch_lightning.callbacks import (
     EarlyStopping,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor, nn
@@ -386,14 +385,6 @@ def test_nothing_is_treated_once_weights_are_averaged(tmp_path: Path) -> None:
     assert seen.reports[4]["net.2"].dead[:4].all()  # seen, and left alone
     assert seen.reports[-1].window.index == 4  # the extra pass is no window
     assert hooks_on(module) == 0
-
-
-def test_swaps_are_refused_where_a_copy_is_averaged(tmp_path: Path) -> None:
-    watch = DeadWatch(policy=Policy((Swap("prelu"), Recycle()), cooldown=9), rules=QUICK)
-    average = WeightAveraging(avg_fn=lambda old, new, count: old * 0.9 + new * 0.1)
-    fit([watch, average], tmp_path)
-    assert watch.watch is not None
-    assert {entry.treatment.remedy for entry in watch.watch.ledger} == {"Recycle"}
 
 
 def test_a_logger_without_an_experiment(tmp_path: Path) -> None:

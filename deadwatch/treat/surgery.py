@@ -37,11 +37,15 @@ class Surgery:
     Args:
         model: The model.
         aside: Makes a context in which no hook of ours is on the model.
+
+    Attributes:
+        replaced: How often a module has been replaced so far.
     """
 
     def __init__(
         self, model: nn.Module, aside: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
+        self.replaced = 0
         self._model = model
         self._aside = aside
 
@@ -55,6 +59,14 @@ class Surgery:
     def module(self, path: str) -> nn.Module:
         """A module by its path."""
         return self._model.get_submodule(path)
+
+    def beside(self, path: str) -> Tensor | None:
+        """A parameter of the smallest part of the model that has any, around a module."""
+        while path:
+            path = path.rpartition(".")[0]
+            for parameter in self.module(path).parameters():
+                return parameter
+        return None
 
     def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
@@ -120,6 +132,7 @@ class Surgery:
 
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
+        self.replaced += 1
         old = self._model.get_submodule(path)
         with self._aside():
             for parent in list(self._model.modules()):
