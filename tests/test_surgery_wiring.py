@@ -25,7 +25,8 @@ from deadwatch import (
     WindowReport,
 )
 from tests.clinic import changed
-from tests.wired import Net, sums
+from tests.surgeon import Theatre
+from tests.wired import WIRED, Net, sums
 
 
 def treated(
@@ -89,23 +90,15 @@ def test_a_transposed_convolution_in_groups_gets_new_columns_in_its_groups_alone
     assert torch.equal(model[0].weight.detach() != before["0.weight"], expected)
 
 
-def test_a_restart_takes_live_slices_of_the_same_group() -> None:
-    torch.manual_seed(0)
-    model = conv_pair(nn.Conv1d(4, 8, 1), nn.Conv1d(8, 6, 2, groups=2))
-    kill(model, "0.bias", [1, 2])
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.0)
-    model(SIGNALS).square().mean().backward()
-    optimizer.step()
-    state = optimizer.state[model[2].weight]
-    old = state["exp_avg"].clone()
-    policy, rules = Policy(Recycle(), when=0.0, guard=False), Rules(min_samples=1)
-    with Watch(model, optimizer=optimizer, policy=policy, rules=rules) as watch:
-        model(SIGNALS)
-        watch.close_window()
-    assert not state["exp_avg"][:3, [1, 2]].any()
-    kept = torch.ones_like(old, dtype=torch.bool)
-    kept[:3, [1, 2]] = False
-    assert torch.equal(state["exp_avg"][kept], old[kept])
+def test_a_restart_takes_live_slices_of_the_same_group_for_its_model() -> None:
+    setting = next(setting for setting in WIRED if setting.name == "grouped-reader")
+    with Theatre(setting) as theatre:
+        report = theatre.reports["1"]
+        assert report.state.tolist() == [State.DEAD] * 2 + [State.ALIVE] * 6
+        _, restarts, _ = theatre.case(report, [0, 1]).silence(True)
+    (restart,) = restarts
+    assert (restart.tensor, restart.axis, restart.rows) == ("2.weight", 1, range(3))
+    assert (restart.index.tolist(), restart.live.tolist()) == ([0, 1], [2, 3])
 
 
 # ── sums ────────────────────────────────────────────────────────────────────────────────────
