@@ -20,6 +20,7 @@ from deadwatch import (
     Remedy,
     Restandardize,
     Rules,
+    State,
     ThermalKick,
     Watch,
     WindowReport,
