@@ -13,13 +13,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from deadwatch.activations import UnitPReLU
-from deadwatch.errors import DeadwatchError
+from deadwatch.errors import CannotTreat, DeadwatchError
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
+from deadwatch.treat.case import Case
 from deadwatch.treat.chart import Chart, InCourse
 from deadwatch.treat.ledger import CONTROL, Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+from deadwatch.treat.remedies.base import Plan, Remedy
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.theatre import Theatre
 from deadwatch.treat.trial import Trial
