@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deadwatch.lightning import DeadWatch
     from deadwatch.records import (
         Gate,
+        Outcome,
         Refusal,
         Site,
         SiteReport,
@@ -27,9 +28,20 @@ if TYPE_CHECKING:
     from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
+    from deadwatch.treat.course import Course
     from deadwatch.treat.policy import Policy
-    from deadwatch.treat.remedies import BiasWarming, Recycle, Restandardize, Swap, ThermalKick
+    from deadwatch.treat.remedies import (
+        BiasWarming,
+        NoBiasDecay,
+        PositiveBias,
+        Recycle,
+        Restandardize,
+        Revive,
+        Swap,
+        ThermalKick,
+    )
     from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+    from deadwatch.treat.remedies.preventive import Preventive
     from deadwatch.watch import Watch
 
 __version__ = "0.1.0"
@@ -40,13 +52,19 @@ _HOMES = {
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
     "deadwatch.records": (
-        *("Gate", "Refusal", "Site", "SiteReport", "State", "Treatment", "WindowReport", "Wire"),
+        *("Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
+        *("WindowReport", "Wire"),
     ),
     "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.policy": ("Policy",),
-    "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Restandardize", "Swap", "ThermalKick"),
+    "deadwatch.treat.course": ("Course",),
+    "deadwatch.treat.remedies": (
+        *("BiasWarming", "NoBiasDecay", "PositiveBias", "Recycle", "Restandardize", "Revive"),
+        *("Swap", "ThermalKick"),
+    ),
+    "deadwatch.treat.remedies.preventive": ("Preventive",),
     "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
     "deadwatch.watch": ("Watch",),
 }
@@ -57,16 +75,22 @@ __all__ = [
     "CannotTreat",
     "Case",
     "ConfigError",
+    "Course",
     "DeadWatch",
     "DeadwatchError",
     "DeadwatchWarning",
     "Gate",
+    "NoBiasDecay",
+    "Outcome",
     "Plan",
     "Policy",
+    "PositiveBias",
+    "Preventive",
     "Recycle",
     "Refusal",
     "Remedy",
     "Restandardize",
+    "Revive",
     "Rules",
     "Site",
     "SiteReport",

@@ -169,6 +169,8 @@ class Watch:
                 self._operation,
             )
             self._resume_clinic()
+        if self._clinic is not None:
+            self._clinic.attach()
         self._taps.attach()
         return self
 
@@ -181,6 +183,8 @@ class Watch:
         """Take every hook off the model; does nothing if none is on."""
         attached, clinic = self._taps.attached, self._clinic
         self._taps.detach()
+        if clinic is not None:
+            clinic.detach()
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
                 f"watching ended while {clinic.in_course} units were being warmed: up to "
@@ -367,6 +371,7 @@ class Watch:
         """Hand the clinic its saved state as soon as there are both."""
         if self._clinic is not None and self._saved_clinic is not None:
             self._clinic.load_state_dict(self._saved_clinic)
+            self._clinic.attach()
             self._saved_clinic = None
 
     def _warn_missing_step(self) -> None:

@@ -73,7 +73,7 @@ def test_gamma_leaves_at_most_at_the_pace_of_anneal() -> None:
         ward.window(2)
         left.append(float((ward.gamma / gamma).mean()))
     assert left == pytest.approx([0.75, 0.5, 0.25, 0.0, 0.0], abs=1e-5)
-    assert torch.equal(ward.biases(), ward.start)
+    torch.testing.assert_close(ward.biases(), ward.start, atol=1e-5, rtol=0)
     ward.watch.detach()  # nothing is held, so nothing is warned of
 
 
@@ -110,9 +110,9 @@ def test_each_unit_goes_at_its_own_pace() -> None:
         ward.start[0] += 20.0
     for _ in range(4):
         ward.window(2)
-    assert ward.gamma[0] == 0
+    assert ward.gamma[0].abs() < 1e-5
     assert ward.gamma[1] > 4
-    for _ in range(2):
+    for _ in range(PATIENCE):
         ward.window(2)
     ward.watch.detach()
 
@@ -125,7 +125,7 @@ def test_nothing_is_taken_out_while_it_is_held() -> None:
         assert torch.equal(ward.gamma, gamma)
     ward.window(2)
     assert (ward.gamma < gamma).all()
-    for _ in range(PATIENCE + 1):
+    for _ in range(PATIENCE + 3):
         ward.window(2)
     ward.watch.detach()
 
@@ -135,8 +135,9 @@ def test_warmed_units_do_not_count_as_revived_while_gamma_is_in() -> None:
     report = ward.window(2)
     assert (report["1"].state[UNITS] == State.ALIVE).all()
     (entry,) = ward.watch.ledger
-    assert (entry.revived, entry.judged.any()) == (0, False)
-    for _ in range(PATIENCE + 2):
+    assert entry.revived == 0
+    assert not entry.judged.any()
+    for _ in range(PATIENCE + 3):
         ward.window(2)
     ward.watch.detach()
 

@@ -88,7 +88,7 @@ SINGLE_HOMES = {
         {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"},
     ),
     "parameter writes": ("treat/surgery.py", {"index_copy_"}),
-    "optimizer writes": ("treat/optim.py", {"param_groups", "index_fill_"}),
+    "optimizer writes": ("treat/optim.py", {"param_groups"}),
 }
 
 
@@ -100,6 +100,7 @@ def test_dangerous_acts_have_a_single_home(act: str) -> None:
         allowed.add(PACKAGE / "treat/optim.py")  # writes slices of its own state
     if act == "optimizer writes":
         allowed.add(PACKAGE / "watch.py")  # reads whose parameters they are
+        allowed.add(PACKAGE / "treat/decay.py")  # regroups parameters while a step runs
     assert names & calls(PACKAGE / home), f"{home} no longer does this"
     for path in set(FILES) - allowed:
         assert not names & calls(path), f"{path.relative_to(PACKAGE)}: {act} belong in {home}"

@@ -80,11 +80,11 @@ def test_a_treatment_reports_exactly_what_it_changed(
     before = patient.tensors()
     (treatment,) = watch.close_window().treatments
     after = patient.tensors()
-    written = {change.tensor for change in treatment.changes}
-    assert {name for name in changed(before, after) if ":" not in name} <= written
-    for change in treatment.changes:
+    told = {":".join(filter(None, (c.tensor, c.state))): c for c in treatment.changes}
+    assert set(changed(before, after)) <= set(told)
+    for name, change in told.items():
         for values, truth in ((change.before, before), (change.after, after)):
-            part = truth[change.tensor].index_select(change.axis, torch.as_tensor(change.index))
+            part = truth[name].index_select(change.axis, torch.as_tensor(change.index))
             np.testing.assert_array_equal(values, part.numpy())
 
 

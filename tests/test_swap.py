@@ -263,7 +263,7 @@ def test_at_the_end_the_original_module_is_back(inplace: bool) -> None:
     keys = Patient.of().model.state_dict().keys()
     patient.train(4, watch)
     assert type(cast(Any, patient.model[1])) is nn.ReLU
-    assert patient.model[1].inplace is inplace
+    assert cast(Any, patient.model[1]).inplace is inplace
     assert patient.model.state_dict().keys() == keys
     watch.detach()  # without a warning: nothing is under way
 

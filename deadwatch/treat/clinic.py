@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from deadwatch.activations import UnitPReLU
 from deadwatch.errors import DeadwatchError
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
@@ -150,9 +151,26 @@ class Clinic:
                 windows = chart.hold(treatment.remedy, self._window)
                 note += f"; it rests there for {windows} windows"
             self.notes.append(note)
+        self._band.forgive()
         self._acquit()
 
     # ── before the first window ─────────────────────────────────────────────────────────
+
+    def attach(self) -> None:
+        """Put in force what lasts only as long as deadwatch is attached."""
+        slopes = [m for m in self._model.modules() if isinstance(m, UnitPReLU)]
+        self._optimizers.exempt(slope.weight for slope in slopes)
+        for one in self._preventives() if self._prevented else ():
+            if isinstance(one, Preventive):
+                one.resume(self._model, self._optimizers)
+
+    def detach(self) -> None:
+        """Leave nothing of ours on the optimizers."""
+        self._optimizers.release()
+
+    def _preventives(self) -> Sequence[Preventive | Remedy]:
+        given = self._policy.prevent
+        return (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
 
     @property
     def prevents(self) -> bool:
@@ -163,13 +181,19 @@ class Clinic:
         """Apply the policy's preventives to all units; what was done is noted."""
         self._prevented = True
         self._count_calls(verdict)
-        given = self._policy.prevent
-        for one in given if isinstance(given, Sequence) else (given,):
+        for one in self._preventives():
             if isinstance(one, Preventive):
-                self.notes.append(f"{one.name}: {one.apply(self._model, self._optimizers)}")
-                continue
-            for report in verdict.sites.values():
-                self._prevent_site(one, report, step)
+                self._prevent_once(one)
+            else:
+                for report in verdict.sites.values():
+                    self._prevent_site(one, report, step)
+
+    def _prevent_once(self, one: Preventive) -> None:
+        try:
+            note = one.apply(self._model, self._optimizers)
+        except CannotTreat as reason:
+            note = f"refused: {reason}"
+        self.notes.append(f"{one.name}: {note}")
 
     def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
         try:

@@ -7,7 +7,7 @@ the device waited for.
 The band: the median loss since the treatment may exceed the largest loss of the steps before it by
 as much as that exceeded their median. A quiet treatment does not change the function at once, so a
 jump in the very first loss after it (new data, another task) widens the band instead. A loss that
-is no longer finite is out at once.
+leaps eight times as far, or is no longer finite, is out at once.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ LOOK = 32
 """Losses that are looked at, at the most; as many again are kept from before a treatment."""
 
 _LEAST = 8  # losses before a treatment that make a band; half of it after one
+_LEAST_WIDTH = 0.05  # of the loss, however steady it was
+_LEAP = 8  # widths of the band by which fewer losses have to leave it
 
 
 class LossBand:
@@ -78,6 +80,13 @@ class LossBand:
         """Nothing is being watched any more."""
         self._treated = None
 
+    def forgive(self) -> None:
+        """The treatment was undone: what the loss was since does not widen the next band."""
+        assert self._losses is not None
+        for past in range(1, min(self.since, len(self._losses)) + 1):
+            self._losses[(self._count - past) % len(self._losses)] = self._typical
+        self.close()
+
     def broken(self) -> str:
         """How the loss has left its band; empty if it has not. Waits for the device."""
         assert self._losses is not None
@@ -88,10 +97,12 @@ class LossBand:
             self._set(losses[:-1], after[0])
         if math.isnan(self._typical):
             return ""
-        level = float(np.median(after))
         if not np.isfinite(after).all():
             return "the loss is no longer finite"
-        if len(after) < _LEAST // 2 or level <= self._top:
+        level, top = float(np.sort(after)[(len(after) - 1) // 2]), self._top
+        if len(after) < _LEAST // 2:  # too few to tell, but for a leap
+            level, top = float(after.min()), self._typical + _LEAP * (top - self._typical)
+        if level <= top:
             return ""
         return f"the loss rose from {self._typical:.3g} to {level:.3g}"
 
@@ -100,7 +111,7 @@ class LossBand:
         top = float(np.max(before))
         if self._quiet and first > top:
             top = first
-        self._top = 2 * top - self._typical
+        self._top = 2 * max(top, self._typical + _LEAST_WIDTH * abs(self._typical)) - self._typical
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""

@@ -1,27 +1,33 @@
-"""The only file that writes optimizer state, always by parameter identity.
-
-A treated row starts afresh: its momentum is zeroed, and its second moment takes the median of the
-live rows. With a zero second moment and an old step count, Adam's first steps would be several
-times the learning rate; resetting the step count, which the whole tensor shares, would slow the
-live rows instead. Where no row is live the second moment stays.
-"""
+"""The only file that writes optimizer state, always by parameter identity."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deadwatch.errors import OptimizerStateWarning
-from deadwatch.records import Ints
-from deadwatch.treat.surgery import narrowed
+from deadwatch.records import Change, Ints
+from deadwatch.treat.decay import Exemption
+from deadwatch.treat.moments import (
+    FIRST_MOMENTS,
+    RULES,
+    SECOND_MOMENTS,
+    SHARED_AT_BIRTH,
+    Rows,
+    at_birth,
+    unguided,
+)
+from deadwatch.treat.surgery import host_copy, narrowed
 
-FIRST_MOMENTS = frozenset({"momentum_buffer", "exp_avg"})
-SECOND_MOMENTS = frozenset({"exp_avg_sq", "max_exp_avg_sq", "exp_inf"})
+Rule = Literal["by_state", "restart", "keep"]
+
 KNOWN: tuple[type[Optimizer], ...] = (
     torch.optim.SGD,
     torch.optim.Adam,
@@ -29,14 +35,17 @@ KNOWN: tuple[type[Optimizer], ...] = (
     torch.optim.NAdam,
     torch.optim.RAdam,
     torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Restart:
-    """Slices ``index`` along ``axis`` of a parameter whose state starts afresh.
+    """Slices ``index`` along ``axis`` of a parameter whose optimizer state is to be renewed.
 
-    ``live`` are the slices that belong to live units: the model for the second moment. With
+    ``live`` are the slices that belong to live units: the model for the second moments. With
     ``rows``, only within these indices of axis 0.
     """
 
@@ -48,43 +57,80 @@ class Restart:
 
 
 class OptimizerState:
-    """The state that one or several optimizers keep for a model's parameters."""
+    """The state that one or several optimizers keep for a model's parameters.
 
-    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+    Args:
+        optimizers: The optimizers.
+        rule: What becomes of the moments of treated rows, by its name in `moments.RULES`.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], rule: Rule = "by_state") -> None:
         self._optimizers = tuple(optimizers)
+        self._exemptions = tuple(Exemption(optimizer) for optimizer in self._optimizers)
+        self._rule = rule
         self._warned: set[type] = set()
 
     def owner(self, parameter: Tensor) -> Optimizer | None:
         """The optimizer that updates ``parameter``, or None."""
-        for optimizer in self._optimizers:
+        found = self._home(parameter)
+        return None if found is None else found[0]
+
+    def _home(self, parameter: Tensor) -> tuple[Optimizer, dict[str, Any]] | None:
+        """The optimizer that updates ``parameter``, and the group that holds it."""
+        for optimizer, exemption in zip(self._optimizers, self._exemptions, strict=True):
+            exemption.mend()
             for group in optimizer.param_groups:
                 if any(owned is parameter for owned in group["params"]):
-                    return optimizer
+                    return optimizer, group
         return None
 
+    # ── the state of treated rows ───────────────────────────────────────────────────────
+
     @torch.no_grad()
-    def restart(self, parameter: Tensor, restart: Restart) -> None:
-        """Start the state of some slices afresh; all other slices stay bit-equal."""
-        optimizer = self.owner(parameter)
-        if optimizer is None:
-            return
-        if not isinstance(optimizer, KNOWN):
+    def restart(self, parameter: Tensor, restart: Restart) -> tuple[Change, ...]:
+        """Renew the state of some slices; that of all live slices stays bit-equal.
+
+        Returns:
+            What was written, values before and after; empty where the optimizer keeps no state, or
+            one that is not understood, of which a warning tells once.
+        """
+        home = self._home(parameter)
+        if home is None or self._rule == "keep":
+            return ()
+        optimizer, group = home
+        if not understood(optimizer):
             self._warn_unknown(optimizer)
+            return ()
+        state = {k: v for k, v in optimizer.state.get(parameter, {}).items() if torch.is_tensor(v)}
+        moments = {
+            key: _rows(v, restart)
+            for key, v in state.items()
+            if key in FIRST_MOMENTS | SECOND_MOMENTS and v.shape == parameter.shape
+        }
+        new = RULES[self._rule](moments) if len(restart.live) else unguided(moments)
+        if not len(restart.live) and _covers(restart, parameter):
+            new = at_birth(moments, group.get("initial_accumulator_value", 0.0))
+            new |= {k: torch.tensor(v) for k, v in SHARED_AT_BIRTH.items() if k in state}
+        return tuple(_record(key, state[key], restart, value) for key, value in new.items())
+
+    @torch.no_grad()
+    def undo(self, parameter: Tensor, change: Change) -> None:
+        """Put back the state that `restart` changed, bit by bit.
+
+        Args:
+            parameter: The parameter it belongs to.
+            change: What `restart` returned. A state that the optimizer has dropped since then
+                stays dropped.
+        """
+        optimizer = self.owner(parameter)
+        state = {} if optimizer is None else optimizer.state.get(parameter, {})
+        if change.state not in state:
             return
-        index = torch.as_tensor(restart.index, device=parameter.device)
-        live = torch.as_tensor(restart.live, device=parameter.device)
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
-                continue
-            value = narrowed(value, restart.rows)
-            if key in FIRST_MOMENTS:
-                value.index_fill_(restart.axis, index, 0)
-            elif key in SECOND_MOMENTS and len(live):
-                typical = value.index_select(restart.axis, live)
-                typical = typical.median(dim=restart.axis, keepdim=True).values
-                shape = list(value.shape)
-                shape[restart.axis] = len(index)
-                value.index_copy_(restart.axis, index, typical.expand(shape).contiguous())
+        value = state[change.state]
+        before = torch.as_tensor(change.before, device=value.device).to(value.dtype)
+        _write(value, change, before)
+
+    # ── new parameters ──────────────────────────────────────────────────────────────────
 
     def insert(self, new: nn.Parameter, beside: Tensor, order: Mapping[str, Tensor]) -> None:
         """Hand a new parameter to the optimizer that owns ``beside``, in the same group.
@@ -96,17 +142,47 @@ class OptimizerState:
                 included. The new one takes its place in that order, so that a resumed run, which
                 builds its optimizer from ``parameters()``, finds each state where it belongs.
         """
-        optimizer = self.owner(beside)
-        assert optimizer is not None
+        home = self._home(beside)
+        assert home is not None
+        _, group = home
         rank = {id(parameter): position for position, parameter in enumerate(order.values())}
         names = {id(parameter): name for name, parameter in order.items()}
-        for group in optimizer.param_groups:
-            params = group["params"]
-            if any(owned is beside for owned in params):
-                ahead = [p for p in params if rank.get(id(p), -1) < rank[id(new)]]
-                params.insert(len(ahead), new)
-                if "param_names" in group:
-                    group["param_names"].insert(len(ahead), names[id(new)])
+        params = group["params"]
+        ahead = [p for p in params if rank.get(id(p), -1) < rank[id(new)]]
+        params.insert(len(ahead), new)
+        if "param_names" in group:
+            group["param_names"].insert(len(ahead), names[id(new)])
+
+    def remove(self, parameter: Tensor) -> None:
+        """Take a parameter and its state out again: the exact inverse of `insert`."""
+        home = self._home(parameter)
+        if home is None:
+            return
+        optimizer, group = home
+        place = next(i for i, owned in enumerate(group["params"]) if owned is parameter)
+        del group["params"][place]
+        if "param_names" in group:
+            del group["param_names"][place]
+        optimizer.state.pop(parameter, None)
+        for exemption in self._exemptions:
+            exemption.discard(parameter)
+
+    # ── weight decay ────────────────────────────────────────────────────────────────────
+
+    def exempt(self, parameters: Iterable[Tensor]) -> None:
+        """Take weight decay off some parameters from the next step on, until `release`.
+
+        The layout of the groups and the state dict stay as they are. Naming a parameter again
+        does nothing more; one that no optimizer owns is exempt as soon as one does.
+        """
+        parameters = tuple(parameters)
+        for exemption in self._exemptions:
+            exemption.add(parameters)
+
+    def release(self) -> None:
+        """End every exemption and take the hooks off the optimizers."""
+        for exemption in self._exemptions:
+            exemption.release()
 
     def _warn_unknown(self, optimizer: Optimizer) -> None:
         if type(optimizer) not in self._warned:
@@ -118,3 +194,45 @@ class OptimizerState:
                 OptimizerStateWarning,
                 stacklevel=2,
             )
+
+
+def understood(optimizer: Optimizer) -> bool:
+    """Whether what an optimizer keeps for a parameter means what it does in `torch.optim`.
+
+    A subclass with a ``step`` of its own may give the same names another meaning.
+    """
+    # PyTorch wraps the step of every class that is built, so the functions inside are compared.
+    step = inspect.unwrap(type(optimizer).step)
+    return any(isinstance(optimizer, kind) and step is inspect.unwrap(kind.step) for kind in KNOWN)
+
+
+def _covers(restart: Restart, parameter: Tensor) -> bool:
+    return restart.rows is None and len(restart.index) == parameter.shape[restart.axis]
+
+
+def _rows(moment: Tensor, where: Restart) -> Rows:
+    treated, live = (_slices(moment, index, where) for index in (where.index, where.live))
+    return Rows(treated, live, where.axis)
+
+
+def _slices(value: Tensor, index: Ints, where: Restart | Change) -> Tensor:
+    """A copy of some slices; of a value that a whole tensor shares, the value."""
+    if value.ndim == 0:
+        return value.clone()
+    within = narrowed(value, where.rows)
+    return within.index_select(where.axis, torch.as_tensor(index, device=value.device))
+
+
+def _write(value: Tensor, where: Restart | Change, new: Tensor) -> None:
+    if value.ndim == 0:
+        value.copy_(new)
+        return
+    index = torch.as_tensor(where.index, device=value.device)
+    narrowed(value, where.rows).index_copy_(where.axis, index, new.contiguous())
+
+
+def _record(key: str, value: Tensor, where: Restart, new: Tensor) -> Change:
+    before = host_copy(_slices(value, where.index, where))
+    _write(value, where, new)
+    after = host_copy(_slices(value, where.index, where))
+    return Change(where.tensor, where.axis, where.index, before, after, where.rows, key)

@@ -48,7 +48,8 @@ class Policy:
             themselves are not credited to a remedy. Drawn once a run, followed in the ledger.
         guard: Whether a treatment is undone, and its remedy put on hold, if the training loss
             leaves its band. `Watch.step` has to be given the loss; Lightning's is taken.
-        prevent: Preventives that are applied once, after the first training step.
+        prevent: What is applied once, after the first training step: preventives, or remedies, to
+            all units of every site.
 
     Raises:
         ConfigError: A value is out of its range, or ``then`` holds no remedy.
@@ -66,7 +67,7 @@ class Policy:
     per_unit: int | None = None
     control: float = 0.0
     guard: bool = True
-    prevent: Sequence[Preventive] = ()
+    prevent: Sequence[Preventive | Remedy] | Preventive | Remedy = ()
 
     def __post_init__(self) -> None:
         self._check_trigger()
@@ -81,7 +82,8 @@ class Policy:
         if not isinstance(self.guard, bool):
             raise ConfigError(f"guard is {self.guard!r}; expected True or False")
         _require_all("then", self.then, Remedy, "a remedy such as Recycle()", some=True)
-        _require_all("prevent", self.prevent, Preventive, "a preventive such as PositiveBias()")
+        preventives = (Preventive, Remedy)
+        _require_all("prevent", self.prevent, preventives, "a preventive such as PositiveBias()")
 
     def _check_trigger(self) -> None:
         if self.when is not None and not 0 <= _float(self.when) <= 1:
@@ -167,7 +169,14 @@ def _require_share(name: str, value: object, fits: bool) -> None:
         raise ConfigError(f"{name} is {value!r}; expected a share of a site's units, such as 0.25")
 
 
-def _require_all(name: str, given: object, kind: type, example: str, *, some: bool = False) -> None:
+def _require_all(
+    name: str,
+    given: object,
+    kind: type | tuple[type, ...],
+    example: str,
+    *,
+    some: bool = False,
+) -> None:
     several = given if isinstance(given, (list, tuple)) else [given]
     if (some and not several) or not all(isinstance(one, kind) for one in several):
         raise ConfigError(

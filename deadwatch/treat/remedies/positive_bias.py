@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class PositiveBias(Remedy):
     def plan(self, case: Case) -> Plan:
         """Plan the shift of every unit of the case."""
         gate = case.report.site.gate
-        if not gate.inside or gate.always_open or gate.low == -float("inf"):
+        one_sided = gate.high == math.inf or gate.flat  # tanh closes on both sides alike
+        if not (gate.inside and gate.low > -math.inf and one_sided):
             raise CannotTreat(f"{case.report.site.activation} does not close towards low inputs")
         bias = case.shift()
         case.require_trainable(bias)

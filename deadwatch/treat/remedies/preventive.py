@@ -1,18 +1,16 @@
-"""Preventives: what keeps units from dying, applied once before there is anything to treat."""
+"""What is done once, before any unit is dead, so that fewer will die."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 from torch import nn
 
-if TYPE_CHECKING:
-    from deadwatch.treat.optim import OptimizerState
+from deadwatch.treat.optim import OptimizerState
 
 
 class Preventive(ABC):
-    """Something to do to a model or its optimizers at the start of training."""
+    """Something to do once to a model or its optimizers, after the first training step."""
 
     @property
     def name(self) -> str:
@@ -21,4 +19,13 @@ class Preventive(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, optimizers: OptimizerState) -> str:
-        """Apply it; returns a note of what was done."""
+        """Do it, and say in a few words what was done.
+
+        Raises:
+            CannotTreat: It does not apply.
+        """
+
+    def resume(  # noqa: B027 - to override where there is something to do
+        self, model: nn.Module, optimizers: OptimizerState
+    ) -> None:
+        """Put back what lasts only as long as deadwatch is attached; by default nothing does."""

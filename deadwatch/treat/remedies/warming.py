@@ -152,11 +152,11 @@ class ClosedLoop(Course):
             return False
         added, owed = (t.cpu().double().numpy() for t in (self._held.added, self._held.owed))
         room = np.clip(np.nan_to_num(_room(report, self._all)), 0, None)
-        room[report.state[self._all] < State.RARE] = 0
+        # Less than a hundredth is not worth a window.
+        room[(report.state[self._all] < State.RARE) | (room < 0.01 * added)] = 0
         going = (owed > 0) & np.isin(self._all, self.units)
         self._stalled = np.where(going & (room == 0), self._stalled + 1, 0)
         less = np.minimum(room, added * since / self._anneal)
-        # What is left below a hundredth is not worth another window.
         left = np.where(owed - less > 0.01 * added, owed - less, 0)
         left = np.where(going & ((left > 0) | (room >= owed)), left, owed)
         if (left < owed).any():
