@@ -196,16 +196,14 @@ def test_exported_programs_do_without_deadwatch_fused_or_not(tmp_path: Path, to:
     alone(tmp_path, "model = torch.export.load('net.pt2').module()")
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 @pytest.mark.parametrize("how", ["trace", "script"])
 def test_scripted_programs_do_without_deadwatch_fused_or_not(tmp_path: Path, how: str) -> None:
     patient = treated("conv", tmp_path, to="prelu", quiet=False)
     for model in (patient.model, fuse(patient.model)):
-        with pytest.warns(DeprecationWarning, match="deprecated"):
-            if how == "trace":
-                scripted = torch.jit.trace(model, patient.x)
-            else:
-                scripted = torch.jit.script(model)
-            torch.jit.save(scripted, tmp_path / "net.ts")
+        traced = how == "trace"
+        scripted = torch.jit.trace(model, patient.x) if traced else torch.jit.script(model)
+        torch.jit.save(scripted, tmp_path / "net.ts")
         alone(tmp_path, "model = torch.jit.load('net.ts')")
 
 
