@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +16,6 @@ from deadwatch.observe.gates import swapped_units
 from tests.clinic import DEAD, Patient, X, dead_chain, refused
 from tests.nets import mlp
 from tests.resuming import Setup, differs_when_interrupted
-from tests.test_compiling import breaks, graphs
 
 LIVE = [unit for unit in range(16) if unit not in DEAD]
 ANNEALED = [kind for kind in KINDS if kind != "prelu"]
@@ -402,33 +400,3 @@ SWAPS = {
 def test_a_run_with_a_swap_is_bitwise_resumed_after_every_step(name: str) -> None:
     setup = Setup(killed, lambda: Policy(SWAPS[name], cooldown=1, when=0.0))
     assert differs_when_interrupted(setup) == {}
-
-
-# ── torch.compile ───────────────────────────────────────────────────────────────────────────
-
-
-def test_a_swap_recompiles_once_and_its_share_never() -> None:
-    torch._dynamo.reset()
-    patient = Patient.of()
-    call = torch.compile(patient.model, backend="eager", fullgraph=True)
-    watch = patient.watch(Swap(anneal=6, quiet=False), cooldown=99).attach()
-    known = []
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            patient.optimizer.zero_grad()
-            call(patient.x).square().mean().backward()
-            patient.optimizer.step()
-            watch.step()
-        known.append(graphs())
-
-    steps(4)
-    watch.close_window()
-    steps(2)  # the first runs uncompiled, to look at the model again
-    steps(3)  # the share falls with every step
-    steps(1)  # at its end, the original is back
-    steps(2)
-    watch.detach()
-    assert [after - before for before, after in pairwise(known)] == [1, 0, 0, 1]
-    assert type(patient.model[1]) is nn.ReLU
-    assert breaks() == 0
