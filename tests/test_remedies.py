@@ -247,7 +247,7 @@ def test_no_bias_is_refused_for_warming() -> None:
     model = nn.Sequential(nn.Linear(6, 6, bias=False), nn.ReLU(), nn.Linear(6, 3))
     with torch.no_grad():
         model[0].weight[0] = -1
-    assert refused(model, X.abs(), BiasWarming()) == "0 has no bias to shift"
+    assert refused(model, X.abs(), BiasWarming()) == "no bias to shift in 0"
 
 
 def test_residual_adds_are_refused() -> None:

@@ -63,11 +63,13 @@ SETUPS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::deadwatch.errors.UnseenSiteWarning")
 @pytest.mark.parametrize("name", SETUPS)
 def test_what_is_measured_does_not_depend_on_interruptions(name: str) -> None:
     assert differs_when_interrupted(SETUPS[name]) == {}
 
 
+@pytest.mark.filterwarnings("ignore::deadwatch.errors.UnseenSiteWarning")
 @pytest.mark.parametrize("name", SETUPS)
 def test_a_run_may_be_interrupted_after_every_step(name: str) -> None:
     whole = Run(SETUPS[name])

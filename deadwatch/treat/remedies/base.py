@@ -111,7 +111,7 @@ class Case:
         biases = [wire.bias for wire in ends if wire.bias is not None]
         if not biases:
             told = " and ".join(str(w) if w.kind == "skip" else w.module or w.kind for w in ends)
-            raise CannotTreat(f"{told} has no bias to shift")
+            raise CannotTreat(f"no bias to shift in {told}")
         refusals = [self._untreatable(bias) for bias in biases]
         if all(refusals):
             raise CannotTreat(refusals[0])
