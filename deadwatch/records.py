@@ -252,6 +252,8 @@ class Treatment:
         changes: Every tensor slice that was written, with values before and after.
         note: Anything worth telling, such as the bias that was added or a module replaced.
         swapped: Path of the module that was replaced; empty for none.
+        swapped_before: Units that were swapped there before; None where a module was replaced by
+            another one than a swap.
     """
 
     remedy: str
@@ -263,6 +265,7 @@ class Treatment:
     changes: tuple[Change, ...] = field(repr=False, default=())
     note: str = ""
     swapped: str = ""
+    swapped_before: tuple[int, ...] | None = ()
 
 
 @dataclass(frozen=True, eq=False)

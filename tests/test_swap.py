@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, Policy, Rules, State, Swap, Watch
+from deadwatch import ConfigError, Policy, Rules, State, Swap, Watch, restore
 from deadwatch.activations import KINDS, Replacement, SwappedActivation
 from deadwatch.observe.gates import swapped_units
 from tests.clinic import DEAD, Patient, X, dead_chain, refused
 from tests.nets import mlp
-from tests.resuming import Setup, differs_when_interrupted
+from tests.resuming import Setup, differs_when_interrupted, through_a_file
 
 LIVE = [unit for unit in range(16) if unit not in DEAD]
 ANNEALED = [kind for kind in KINDS if kind != "prelu"]
@@ -400,3 +400,53 @@ SWAPS = {
 def test_a_run_with_a_swap_is_bitwise_resumed_after_every_step(name: str) -> None:
     setup = Setup(killed, lambda: Policy(SWAPS[name], cooldown=1, when=0.0))
     assert differs_when_interrupted(setup) == {}
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("swap", [Swap("prelu", quiet=False), Swap("elu", only="all")], ids=str)
+def test_a_resumed_guard_takes_back_a_swap_from_before(swap: Swap, earlier: bool) -> None:
+    if earlier and swap.only == "all":
+        pytest.skip("there is nothing left to swap")
+
+    def watching(one: Patient) -> Watch:
+        return one.watch(swap, when=0.0, cooldown=0).attach()
+
+    def calm(one: Patient, watch: Watch) -> None:
+        for _ in range(60):
+            one.train(1)
+            watch.step(1.0)
+
+    patient = Patient.of()
+    watch = watching(patient)
+    calm(patient, watch)
+    if earlier:
+        watch.close_window()
+        calm(patient, watch)
+        with torch.no_grad():
+            patient.model[0].bias[5] = -99
+        watch.close_window(treat=False)
+        patient.model(patient.x)
+        watch.step(1.0)
+    order = len(list(patient.model.parameters())) + (not earlier and swap.to == "prelu")
+    assert watch.close_window().treatments
+    saved = [patient.model.state_dict(), patient.optimizer.state_dict(), watch.state_dict()]
+    state = through_a_file(saved)
+    other = Patient.of()
+    restore(other.model, state[0])
+    other.optimizer = torch.optim.Adam(other.model.parameters(), lr=1e-2)
+    other.optimizer.load_state_dict(state[1])
+    assert len(other.optimizer.param_groups[0]["params"]) == order
+    resumed = other.watch(swap, when=0.0, cooldown=0)
+    resumed.load_state_dict(state[2])
+    resumed.attach()
+    for _ in range(60):
+        other.model(other.x)
+        resumed.step(1e6)
+    assert any("was undone" in note for note in resumed.close_window(treat=False).notes)
+    if earlier:
+        assert other.model[1].units().nonzero().flatten().tolist() == DEAD
+    else:
+        assert type(cast(Any, other.model[1])) is nn.ReLU
+    held = other.optimizer.param_groups[0]["params"]
+    assert [id(p) for p in held] == [id(p) for p in other.model.parameters()]
+    resumed.detach()

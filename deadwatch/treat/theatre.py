@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import torch
 from torch import nn
 
+from deadwatch.activations import SwappedActivation
+from deadwatch.errors import ResumeWarning
 from deadwatch.records import SiteReport, Treatment
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import Plan
@@ -39,8 +43,11 @@ class Theatre:
         for restart in plan.restarts:
             changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
         site = report.site
+        before: tuple[int, ...] | None = ()
         if plan.swap is not None:
-            self._swapped[site.name, step, int(plan.units[0])] = self.surgery.module(plan.swap[0])
+            old = self.surgery.module(plan.swap[0])
+            self._swapped[site.name, step, int(plan.units[0])] = old
+            before = _units_of(old) if isinstance(plan.swap[1], SwappedActivation) else None
             self._swap(*plan.swap, report)
         return Treatment(
             plan.remedy,
@@ -52,6 +59,7 @@ class Theatre:
             tuple(changes),
             plan.note,
             plan.swap[0] if plan.swap is not None else "",
+            before,
         )
 
     def undo(self, treatment: Treatment) -> None:
@@ -83,9 +91,35 @@ class Theatre:
 
     def _swap_back(self, treatment: Treatment) -> None:
         now = self.surgery.module(treatment.swapped)
-        before = self._swapped.pop((treatment.site, treatment.step, int(treatment.units[0])))
+        key = treatment.site, treatment.step, int(treatment.units[0])
+        before = self._swapped.pop(key, None) or _rebuilt(now, treatment)
         kept = {id(parameter) for parameter in before.parameters()}
         self.surgery.replace(treatment.swapped, before)
         for parameter in now.parameters():
             if id(parameter) not in kept:
                 self.optimizers.remove(parameter)
+
+
+def _units_of(module: nn.Module) -> tuple[int, ...]:
+    """The units that are swapped in a module, none if it is no swap."""
+    if not isinstance(module, SwappedActivation):
+        return ()
+    return tuple(module.units().nonzero().flatten().tolist())
+
+
+def _rebuilt(now: nn.Module, treatment: Treatment) -> nn.Module:
+    """What stood in the place of a swap that was made before the run was resumed."""
+    if treatment.swapped_before is None:
+        warnings.warn(
+            f"{treatment.swapped} was replaced by a module that a resumed run cannot take back; "
+            "it stays, and the rest of the treatment is undone",
+            ResumeWarning,
+            stacklevel=2,
+        )
+    if not isinstance(now, SwappedActivation):
+        return now  # or the swap has come back by itself
+    if not treatment.swapped_before:
+        return now.restored()
+    mask = torch.zeros_like(now.deadwatch_mask)
+    mask[list(treatment.swapped_before)] = 1
+    return now.masked(mask)
