@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deadwatch.errors import ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.fusing import fuse
     from deadwatch.judge.rules import Rules
     from deadwatch.lightning import DeadWatch
     from deadwatch.records import (
         Gate,
+        Outcome,
         Refusal,
         Site,
         SiteReport,
@@ -23,26 +25,46 @@ if TYPE_CHECKING:
         WindowReport,
         Wire,
     )
+    from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
+    from deadwatch.treat.course import Course
     from deadwatch.treat.policy import Policy
-    from deadwatch.treat.remedies import BiasWarming, Recycle, Swap, ThermalKick
+    from deadwatch.treat.remedies import (
+        BiasWarming,
+        NoBiasDecay,
+        PositiveBias,
+        Recycle,
+        Restandardize,
+        Revive,
+        Swap,
+        ThermalKick,
+    )
     from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+    from deadwatch.treat.remedies.preventive import Preventive
     from deadwatch.watch import Watch
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "deadwatch.errors": ("ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.fusing": ("fuse",),
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
     "deadwatch.records": (
-        *("Gate", "Refusal", "Site", "SiteReport", "State", "Treatment", "WindowReport", "Wire"),
+        *("Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
+        *("WindowReport", "Wire"),
     ),
+    "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.policy": ("Policy",),
-    "deadwatch.treat.remedies": ("BiasWarming", "Recycle", "Swap", "ThermalKick"),
+    "deadwatch.treat.course": ("Course",),
+    "deadwatch.treat.remedies": (
+        *("BiasWarming", "NoBiasDecay", "PositiveBias", "Recycle", "Restandardize", "Revive"),
+        *("Swap", "ThermalKick"),
+    ),
+    "deadwatch.treat.remedies.preventive": ("Preventive",),
     "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
     "deadwatch.watch": ("Watch",),
 }
@@ -53,15 +75,22 @@ __all__ = [
     "CannotTreat",
     "Case",
     "ConfigError",
+    "Course",
     "DeadWatch",
     "DeadwatchError",
     "DeadwatchWarning",
     "Gate",
+    "NoBiasDecay",
+    "Outcome",
     "Plan",
     "Policy",
+    "PositiveBias",
+    "Preventive",
     "Recycle",
     "Refusal",
     "Remedy",
+    "Restandardize",
+    "Revive",
     "Rules",
     "Site",
     "SiteReport",
@@ -73,6 +102,9 @@ __all__ = [
     "Watch",
     "WindowReport",
     "Wire",
+    "fuse",
+    "load_from_checkpoint",
+    "restore",
     "scan",
 ]
 

@@ -43,5 +43,13 @@ class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
 
 
+class UnfusedSwapWarning(DeadwatchWarning):
+    """A swapped activation has no equivalent in ``torch.nn`` and stays as it is."""
+
+
 class UnfinishedCourseWarning(DeadwatchWarning):
     """Watching ended while a scheduled remedy still held parameters away from their own value."""
+
+
+class ResumeWarning(DeadwatchWarning):
+    """Part of a saved state does not fit what it was loaded into, and was left out."""

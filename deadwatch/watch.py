@@ -3,77 +3,34 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
+    ResumeWarning,
     UnfinishedCourseWarning,
     UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, reduce
-from deadwatch.observe.sites import Selection, uncompiled
+from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
+from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
+from deadwatch.plain import require_version, stamped
 from deadwatch.records import WindowReport
+from deadwatch.settings import Settings, check_ownership, check_total_steps, optimizers_of
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy, resolve
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a `Watch` that do not depend on the model, checked."""
-
-    policy: Policy | str | None = None
-    rules: Rules | None = None
-    include: Sequence[str] | str | None = None
-    exclude: Sequence[str] | str | None = None
-    unit_dim: Mapping[str, int] | None = None
-    stats_every_n_steps: int = 10
-    count_no_grad: bool = False
-
-    def __post_init__(self) -> None:
-        resolve(self.policy)
-        if not _whole(self.stats_every_n_steps) or self.stats_every_n_steps < 1:
-            raise ConfigError(
-                f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
-                "(every step) or more"
-            )
-        if self.rules is not None and not isinstance(self.rules, Rules):
-            raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
-        if not isinstance(self.count_no_grad, bool):
-            raise ConfigError(
-                f"count_no_grad is {self.count_no_grad!r}; expected True to count forwards under "
-                "no_grad too, or False"
-            )
-        for name in ("include", "exclude"):
-            _check_patterns(name, getattr(self, name))
-        dims = self.unit_dim
-        if dims is not None and (
-            not isinstance(dims, Mapping)
-            or not all(isinstance(key, str) and _whole(value) for key, value in dims.items())
-        ):
-            raise ConfigError(
-                f"unit_dim is {dims!r}; expected axes by pattern of the activation's path, such as "
-                "{'encoder.*': -1}"
-            )
-
-    @property
-    def treats(self) -> bool:
-        """Whether the policy does more than watch."""
-        return resolve(self.policy) is not None
-
-    def selection(self) -> Selection:
-        """Which activations to watch."""
-        return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
 
 
 class Watch:
@@ -94,6 +51,7 @@ class Watch:
             beginning with its first. Death is judged on every step regardless.
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
+        total_steps: Training steps of the whole run, for a policy that ends at a share of it.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -103,10 +61,11 @@ class Watch:
         >>> with watch:
         ...     for epoch in range(20):
         ...         for x, y in loader:
-        ...             loss_function(model(x), y).backward()
+        ...             loss = loss_function(model(x), y)
+        ...             loss.backward()
         ...             optimizer.step()
         ...             optimizer.zero_grad()
-        ...             watch.step()
+        ...             watch.step(loss)
         ...         report = watch.close_window()
         ...         print(report.dead_ratio)
     """
@@ -123,6 +82,7 @@ class Watch:
         unit_dim: Mapping[str, int] | None = None,
         stats_every_n_steps: int = 10,
         count_no_grad: bool = False,
+        total_steps: int | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -133,14 +93,17 @@ class Watch:
             policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
         )
         self._policy = resolve(policy)
-        optimizers = _optimizers(optimizer)
-        _check_ownership(model, optimizers, self._policy, policy)
+        check_total_steps(total_steps, policy)
+        self._total_steps = total_steps
+        optimizers = optimizers_of(optimizer)
+        check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
         self._taps = Taps(model, settings.selection(), stats_every_n_steps, counting)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
+        self._saved_clinic: Mapping[str, Any] | None = None
         self._stepped = False
         self._closed = False
 
@@ -149,7 +112,18 @@ class Watch:
     def attach(self) -> Watch:
         """Put hooks on the model; does nothing if they are on."""
         if self._policy is not None and self._clinic is None:
-            self._clinic = Clinic(self._policy, self._model, self._optimizers, common_seed())
+            self._clinic = Clinic(
+                self._policy,
+                self._model,
+                self._optimizers,
+                common_seed(),
+                self._total_steps,
+                on_any_rank,
+                self._operation,
+            )
+            self._resume_clinic()
+        if self._clinic is not None:
+            self._clinic.attach()
         self._taps.attach()
         return self
 
@@ -162,6 +136,8 @@ class Watch:
         """Take every hook off the model; does nothing if none is on."""
         attached, clinic = self._taps.attached, self._clinic
         self._taps.detach()
+        if clinic is not None:
+            clinic.detach()
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
                 f"watching ended while {clinic.in_course} units were being warmed: up to "
@@ -196,12 +172,24 @@ class Watch:
 
     # ── while training ──────────────────────────────────────────────────────────────────
 
-    def step(self) -> None:
-        """Count a training step and advance scheduled remedies; call it after the optimizer's."""
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Count a training step and advance scheduled remedies; call it after the optimizer's.
+
+        Args:
+            loss: The step's training loss, by which a policy's guard sees whether a treatment did
+                harm. A tensor is read only after treatments, so that no step waits for it.
+
+        Raises:
+            ConfigError: ``loss`` is not one number.
+        """
         self._stepped = True
         self._taps.step()
-        if self._clinic is not None:
-            self._clinic.step()
+        if self._clinic is None:
+            return
+        if self._clinic.prevents:
+            with self._operation():
+                self._clinic.prevent(self.peek(), self.steps)
+        self._clinic.step(loss)
 
     def pause(self) -> None:
         """Count no forward until `resume`."""
@@ -220,6 +208,11 @@ class Watch:
         """Refuse remedies that replace modules, with this reason; call it when attached."""
         if self._clinic is not None:
             self._clinic.no_swaps = reason
+
+    @property
+    def replaced(self) -> int:
+        """Activation modules replaced so far, by swaps and at the end of annealed ones."""
+        return self._clinic.replaced if self._clinic is not None else 0
 
     @property
     def steps(self) -> int:
@@ -249,7 +242,8 @@ class Watch:
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
-        self._clinic.consider(verdict)
+        self._clinic.consider(verdict, self.steps)
+        verdict = replace(verdict, notes=self._clinic.told(), outcomes=self._clinic.outcomes)
         return self.treat(verdict) if treat else verdict
 
     def treat(self, verdict: WindowReport) -> WindowReport:
@@ -262,16 +256,76 @@ class Watch:
         """
         if self._clinic is None or not self._clinic.due:
             return verdict
-        attached = self._taps.attached
-        self._taps.suspend()  # nothing of ours is on the model while it is operated on
-        treatments, refusals = self._clinic.treat(self.steps)
-        if self._taps.outdated:
-            self._taps.detach()
-        if attached:
-            self._taps.attach()
+        with self._operation():
+            treatments, refusals = self._clinic.treat(verdict, self.steps)
         for treatment in treatments:
             self._taps.forget(treatment.site, treatment.units)
-        return replace(verdict, treatments=treatments, refusals=refusals)
+        return replace(
+            verdict,
+            treatments=treatments,
+            refusals=refusals,
+            notes=(*verdict.notes, *self._clinic.told()),
+            outcomes=self._clinic.outcomes,
+        )
+
+    @contextmanager
+    def _operation(self) -> Iterator[None]:
+        """Nothing of ours is on the model while it is operated on."""
+        attached = self._taps.attached
+        self._taps.suspend()
+        try:
+            yield
+        finally:
+            if self._taps.outdated:
+                self._taps.detach()
+            if attached:
+                self._taps.attach()
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to go on as if it had not been interrupted.
+
+        Save it with the model's and the optimizer's, between two steps. It holds plain values and
+        tensors only, so that ``torch.load(..., weights_only=True)`` reads it. In distributed
+        training call it on every rank, as `close_window`; all get the same.
+        """
+        flow = {"stepped": self._stepped, "closed": self._closed}
+        ranks = every_rank(self._taps.state_dict())
+        clinic = None if self._clinic is None else self._clinic.state_dict()
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the run stood whose `state_dict` this is.
+
+        Call it before the first forward, on a new `Watch` with the same arguments; the model and
+        its optimizer must have been loaded.
+
+        Raises:
+            DeadwatchError: The state was not saved by this version of deadwatch, or forwards have
+                been counted already.
+        """
+        require_version(state)
+        ranks = state["ranks"]
+        measured = mine(ranks)
+        if measured is None:
+            warnings.warn(
+                f"the state was saved by {len(ranks)} processes, and another number of them loads "
+                "it: what was measured in the window so far is left out",
+                ResumeWarning,
+                stacklevel=2,
+            )
+        self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
+        self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
+        self._saved_clinic = state["clinic"]
+        self._resume_clinic()
+
+    def _resume_clinic(self) -> None:
+        """Hand the clinic its saved state as soon as there are both."""
+        if self._clinic is not None and self._saved_clinic is not None:
+            self._clinic.load_state_dict(self._saved_clinic)
+            self._clinic.attach()
+            self._saved_clinic = None
 
     def _warn_missing_step(self) -> None:
         assert self._clinic is not None
@@ -283,61 +337,6 @@ class Watch:
                 stacklevel=3,
             )
         self._stepped = False
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_patterns(name: str, given: object) -> None:
-    patterns = [given] if isinstance(given, str) else given
-    if patterns is not None and (
-        not isinstance(patterns, (list, tuple))
-        or not all(isinstance(pattern, str) for pattern in patterns)
-    ):
-        raise ConfigError(
-            f"{name} is {given!r}; expected a pattern of activation paths such as 'encoder.*', or "
-            "a list of them"
-        )
-
-
-def _optimizers(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
-    if given is None:
-        return ()
-    several = isinstance(given, Iterable) and not isinstance(given, (str, type))
-    found: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
-    for one in found:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(
-                f"optimizer is or holds a {type(one).__name__!r}; expected a "
-                "torch.optim.Optimizer, or several in a list"
-            )
-    return tuple(one for one in found if isinstance(one, Optimizer))
-
-
-def _check_ownership(
-    model: nn.Module,
-    optimizers: tuple[Optimizer, ...],
-    policy: Policy | None,
-    given: Policy | str | None,
-) -> None:
-    if policy is not None and not optimizers:
-        raise ConfigError(
-            f"policy {given!r} treats units, and their optimizer state has to follow: pass "
-            "optimizer=..., or policy='watch' to only watch"
-        )
-    mine = {id(parameter) for parameter in model.parameters()}
-    for optimizer in optimizers:
-        owned = [p for group in optimizer.param_groups for p in group["params"]]
-        if not any(id(parameter) in mine for parameter in owned):
-            raise ConfigError(
-                f"the {type(optimizer).__name__} given as optimizer updates no parameter of the "
-                "model; pass the one that was built from model.parameters()"
-            )
-
-
-def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:
-    return (given,) if isinstance(given, str) else given
 
 
 def warn_unseen(report: WindowReport) -> None:

@@ -140,7 +140,7 @@ def long_run(count: int) -> SiteState:
     gate = gate_of(module)
     assert gate is not None
     candidate = Candidate(module, "ReLU", gate, ("0",))
-    state = SiteState.start(Site("0", "0", 1, "ReLU", gate), candidate, torch.zeros(1, 2), -1)
+    state = SiteState.start("0", Site("0", "0", 1, "ReLU", gate), candidate, torch.zeros(1, 2), -1)
     state.samples = count
     for name in ("count", "open", "finite", "out_count"):
         state.data[name].fill_(count)

@@ -17,6 +17,7 @@ mixed in.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,10 @@ class Rules:
             confidence (the rule of three), if elements are independent. Evidence of successive
             windows adds up.
         rare_below: A unit whose gate is open on a smaller share of the elements is rare.
+        harmful_ratio: Dead ratio of a site from which it is called harmful.
+        harmful_ratio_narrow: The same where fewer than ``enough_live`` units live: what does harm
+            is how few are left, more than how many died.
+        enough_live: Live units that are enough.
 
     Raises:
         ConfigError: A threshold is out of its range.
@@ -49,6 +54,9 @@ class Rules:
 
     min_samples: int = 300
     rare_below: float = 0.01
+    harmful_ratio: float = 0.3
+    harmful_ratio_narrow: float = 0.1
+    enough_live: int = 32
 
     def __post_init__(self) -> None:
         if type(self.min_samples) is not int or self.min_samples < 1:
@@ -56,11 +64,23 @@ class Rules:
                 f"min_samples is {self.min_samples!r}; expected an integer of 1 or more "
                 "(elements without an open gate before a unit may be called dead)"
             )
-        if not isinstance(self.rare_below, (int, float)) or not 0 <= self.rare_below <= 1:
+        for name, example in _SHARES.items():
+            share = getattr(self, name)
+            if type(share) not in (int, float) or not 0 <= share <= 1:
+                raise ConfigError(
+                    f"{name} is {share!r}; expected a share between 0 and 1, such as {example}"
+                )
+        if type(self.enough_live) is not int or self.enough_live < 0:
             raise ConfigError(
-                f"rare_below is {self.rare_below!r}; expected a share between 0 and 1, "
-                "such as 0.01 for one element in a hundred"
+                f"enough_live is {self.enough_live!r}; expected a number of units, 0 or more"
             )
+
+
+_SHARES = {
+    "rare_below": "0.01 for one element in a hundred",
+    "harmful_ratio": "0.3",
+    "harmful_ratio_narrow": "0.1",
+}
 
 
 def judge(snapshot: Snapshot, rules: Rules) -> WindowReport:
@@ -72,17 +92,18 @@ def judge(snapshot: Snapshot, rules: Rules) -> WindowReport:
 def _report(snap: SiteSnapshot, rules: Rules) -> SiteReport:
     units = snap.units
     if not snap.data:
-        missing = {name: np.full(units, np.nan) for name in _PER_UNIT}
+        missing: dict[str, Any] = {name: np.full(units, np.nan) for name in _PER_UNIT}
         state = np.full(units, State.UNSEEN, np.int64)
         return SiteReport(snap.site, 0, state, snap.age, sparsity=np.nan, **missing)
     data = snap.data
     count, finite, out_count = data["count"], data["finite"], data["out_count"]
     open_fraction = _divide(data["open"], count)
     mean_abs = _divide(data["out_abs"], out_count)
+    state = _states(snap, open_fraction, rules)
     return SiteReport(
         site=snap.site,
         samples=snap.samples,
-        state=_states(snap, open_fraction, rules),
+        state=state,
         age=snap.age,
         open_fraction=open_fraction,
         mean=_where(finite, data["mean"]),
@@ -94,6 +115,7 @@ def _report(snap: SiteSnapshot, rules: Rules) -> SiteReport:
         nonfinite=_where(count, count - finite),
         dormancy=_dormancy(mean_abs),
         sparsity=float(1 - data["open"].sum() / count.sum()) if count.sum() else np.nan,
+        harmful=_harmful(state, rules),
     )
 
 
@@ -115,6 +137,13 @@ def _states(snap: SiteSnapshot, open_fraction: Floats, rules: Rules) -> Ints:
         [State.UNCERTAIN, State.RARE, State.ALIVE, State.DEAD],
         State.SATURATED,
     ).astype(np.int64)
+
+
+def _harmful(state: Ints, rules: Rules) -> bool:
+    dead, live = int((state == State.DEAD).sum()), int((state >= State.SATURATED).sum())
+    narrow = live < rules.enough_live
+    ratio = dead / (dead + live) if dead else 0.0
+    return dead > 0 and ratio >= (rules.harmful_ratio_narrow if narrow else rules.harmful_ratio)
 
 
 def _dormancy(mean_abs: Floats) -> Floats:

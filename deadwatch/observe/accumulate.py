@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from deadwatch.observe import kernels, stats
 from deadwatch.observe.gates import swapped_units
+from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
-from deadwatch.observe.wiring import Tracer
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
 
 _BYTES = torch.uint8
@@ -25,6 +26,7 @@ class SiteState:
     """The accumulators of one call site, on the device of its activations.
 
     Attributes:
+        base: Name of the place it belongs to.
         site: The site as known so far.
         module: The activation by whose gate it is judged.
         units: Number of units C.
@@ -39,8 +41,10 @@ class SiteState:
         sampled: The step whose moments were last taken, -1 for none in this window.
         last: The step in which it last ran uncompiled.
         hidden: Whether what is known comes only from forwards that were kept uncompiled.
+        waiting: Whether it was read from a checkpoint and has not run since.
     """
 
+    base: str
     site: Site
     module: nn.Module
     units: int
@@ -55,9 +59,10 @@ class SiteState:
     sampled: int = -1
     last: int = -1
     hidden: bool = False
+    waiting: bool = False
 
     @classmethod
-    def start(cls, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
+    def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
         """Begin a site at its first call, with pre-activation ``z``."""
         if not -z.ndim <= dim < z.ndim:
             raise ValueError(
@@ -70,10 +75,33 @@ class SiteState:
             seen = torch.zeros(1, dtype=torch.int64, device=z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
         shown = dim if dim == -1 else dim % z.ndim
-        site = replace(site, unit_dim=shown)
-        state = cls(site, candidate.module, units, dim, data, age, flat, candidate.gate, seen)
+        site = replace(site, unit_dim=shown, ndim=z.ndim)
+        module, gate = candidate.module, candidate.gate
+        state = cls(base, site, module, units, dim, data, age, flat, gate, seen)
         state.adopt(candidate)
         return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in plain values."""
+        return {name: to_plain(getattr(self, name)) for name in _SAVED}
+
+    @classmethod
+    def load(cls, saved: Mapping[str, Any]) -> SiteState:
+        """What `state_dict` has returned; its activation is not known until it runs."""
+        hints = get_type_hints(cls)
+        values = {name: from_plain(hints[name], saved[name]) for name in _SAVED}
+        gate = values["site"].gate
+        return cls(**values, module=nn.Identity(), gate=gate, waiting=True)
+
+    def take_up(self, candidate: Candidate, z: Tensor) -> None:
+        """Go on with the activation that it has been found to be."""
+        self.waiting = False
+        self.follow(z.device)
+        self.adopt(candidate)
+
+    def fits(self, z: Tensor) -> bool:
+        """Whether a pre-activation has the units of this site, where this site has them."""
+        return -z.ndim <= self.dim < z.ndim and z.shape[self.dim] == self.units
 
     def adopt(self, candidate: Candidate) -> None:
         """Judge by the gates of ``candidate`` from now on."""
@@ -101,7 +129,7 @@ class SiteState:
             )
         if not z.numel():
             return
-        self._follow(z.device)
+        self.follow(z.device)
         self.last = step
         self.samples += z.numel() // self.units
         stats.update_(self.data, kernels.liveness(z, self.dim, self.gate, self.low))
@@ -121,9 +149,9 @@ class SiteState:
         """The unit axis of an input or output, counted from the end."""
         return self.dim if self.dim < 0 else self.dim - tensor.ndim
 
-    def resolve(self, tracer: Tracer, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take over what a trace knows of this site's wiring."""
-        found = tracer.wiring(self.site.name, shapes)
+    def resolve(self, knowledge: Knowledge, shapes: Shapes) -> None:
+        """Take over what is known of this site's wiring."""
+        found = knowledge.wiring(self.site.name, shapes)
         self.site = replace(self.site, **vars(found))
 
     def restart(self, age: Ints) -> None:
@@ -132,11 +160,19 @@ class SiteState:
         self.seen.zero_()
         self.samples, self.sampled, self.age = 0, -1, age.copy()  # a report holds the other
 
-    def _follow(self, device: torch.device) -> None:
+    def follow(self, device: torch.device) -> None:
+        """Keep the accumulators on a device."""
         if self.data["opened"].device != device:
             self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
             self.low = None if self.low is None else self.low.to(device)
             self.seen = self.seen.to(device)
+
+
+_SAVED = (
+    *("base", "site", "units", "dim", "data", "age", "flat"),
+    *("seen", "samples", "sampled", "last", "hidden"),
+)
+"""What of a site's state is not told by its module."""
 
 
 def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:

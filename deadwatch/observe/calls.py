@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.errors import AmbiguousUnitDimWarning, SiteDisabledWarning
+from deadwatch.errors import AmbiguousUnitDimWarning, ResumeWarning, SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame
 from deadwatch.observe.functions import FunctionalCall, Row
@@ -73,6 +73,7 @@ class Calls:
         tracer: Follows the wiring.
         lookout: Keeps compiled code from running, while sites are looked for.
         traced: The parts whose wiring is known.
+        given_up: Names of the places that are no longer observed.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Calls:
         self.lookout = Lookout(self.graph)
         self.tracer = Tracer(model)
         self.traced: set[nn.Module] = set()
+        self.given_up: set[str] = set()
         self.clock = clock
         self._model = model
         self._layout = layout
@@ -288,6 +290,7 @@ class Calls:
         if place is None:
             wanted = self._selection.wants(base)
             place = self._places[base] = Place.of_function(base, path, call.module, wanted)
+            place.failed = base in self.given_up
         return place
 
     def _observe(
@@ -299,13 +302,16 @@ class Calls:
             z = pre_activation(module, source)
             call = self._number(frame, place, base)
             name = call_name(base, call, self._layout.names)
-            state = self.sites.get(name)
+            state = self._known_site(name, z)
             if state is None:
                 dim, guessed = self._axis(frame, base, module, source)
                 state = place.start(place.site(name, base, call), module, z, dim)
                 self._add_site(frame, place, state)
                 if guessed:
                     _warn_of_guess(state.site, base, z)
+            elif state.waiting:
+                place.take_up(state, module, z)
+                self.graph.know(place)
             elif place.functional:
                 place.follow(state, module)
             state.observe(z, self.clock.tick, self.clock.every)
@@ -313,6 +319,19 @@ class Calls:
             if self._tracing is frame and source.ndim:
                 self.tracer.enter_site(name, source, state.dim_of(source), state.units)
         return state
+
+    def _known_site(self, name: str, z: Tensor) -> SiteState | None:
+        """What is kept of a site; None if nothing, or what a checkpoint knew of another model."""
+        state = self.sites.get(name)
+        if state is None or not state.waiting or state.fits(z):
+            return state
+        warnings.warn(
+            f"{name} had {state.units} units on axis {state.dim} in the checkpoint and now has a "
+            f"pre-activation of shape {tuple(z.shape)}: what was measured before is left out",
+            ResumeWarning,
+            stacklevel=2,
+        )
+        return None
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
         """Which call of a place within its frame this is."""
@@ -348,9 +367,11 @@ class Calls:
     def _give_up(self, place: Place | None, error: Exception) -> None:
         if place is not None:
             place.failed = True
+            self.given_up.add(place.base)
             with torch._C.DisableTorchFunction(), torch.no_grad(), no_dispatch_modes():
-                for state in place.states:
-                    state.restart(state.age)  # part of the evidence is none
+                for state in self.sites.values():
+                    if state.base == place.base:
+                        state.restart(state.age)  # part of the evidence is none
         frame = self._current.frame
         if frame is not None:
             frame.site = None

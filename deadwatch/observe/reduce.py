@@ -46,6 +46,31 @@ def common_seed() -> int:
     return seed
 
 
+def on_any_rank(statement: bool) -> bool:
+    """Whether a statement is true on any rank; the answer is the same on all of them."""
+    if _world() == 1:
+        return statement
+    buffer = torch.tensor([int(statement)], device=_device())
+    dist.all_reduce(buffer, dist.ReduceOp.MAX)
+    return bool(buffer)
+
+
+def every_rank(value: Any) -> list[Any]:
+    """What each rank has, on every rank, in their order."""
+    if _world() == 1:
+        return [value]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def mine(gathered: list[Any]) -> Any:
+    """Of what `every_rank` returned, perhaps in another run, this rank's; None if it had others."""
+    if len(gathered) != _world():
+        return None
+    return gathered[dist.get_rank() if _world() > 1 else 0]
+
+
 def _world() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
@@ -64,17 +89,15 @@ def _aged(site: SiteSnapshot) -> SiteSnapshot:
 
 def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
     """This rank's snapshots in an order common to all ranks, empty where this rank has none."""
-    mine = {site.site.name: site for site in sites}
+    here = {site.site.name: site for site in sites}
     blank = [replace(site, samples=0, data={}) for site in sites]
-    gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, blank)
     known: dict[str, SiteSnapshot] = {}
-    for other in (other for rank in gathered for other in rank):
+    for other in (other for rank in every_rank(blank) for other in rank):
         if other.site.name not in known or not known[other.site.name].units:
             known[other.site.name] = other
     aligned = []
     for name, site in known.items():
-        own = mine.get(name, site)
+        own = here.get(name, site)
         data = own.data or (stats.blank(site.units) if site.units else {})
         aligned.append(replace(site, samples=own.samples, data=data))
     return aligned

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import NoSiteWarning
+from deadwatch.observe import checkpoint
 from deadwatch.observe.accumulate import fetch
 from deadwatch.observe.calls import Calls, Clock
 from deadwatch.observe.frames import Counting
@@ -47,6 +48,7 @@ class Taps:
     ) -> None:
         self.enabled = True
         self._model = model
+        self._selection = selection
         self._counting = counting = counting or Counting()
         self._layout = Layout(model, selection, yields=not counting.evaluation)
         self._clock = Clock(every)
@@ -226,13 +228,14 @@ class Taps:
     def read(self) -> Snapshot:
         """What was measured since the window began, in the order of the data."""
         shapes = {n: tuple(p.shape) for n, p in self._model.named_parameters() if not is_lazy(p)}
-        sites = self._calls.sites.values()
+        knowledge, sites = self._calls.tracer.knowledge, self._calls.sites.values()
         for state in sites:
             state.hidden = self._calls.lookout.is_hidden(state, self._clock.tick)
-            if self._calls.tracer.saw(state.site.name):
-                state.resolve(self._calls.tracer, shapes)
-        places = [place for place in self._layout.places if place.wanted and not place.states]
-        never = [place.unseen() for place in places]
+            if knowledge.saw(state.site.name):
+                state.resolve(knowledge, shapes)
+        ran = {state.base for state in sites}
+        places = [place for place in self._layout.places if place.wanted]
+        never = [place.unseen() for place in places if place.base not in ran]
         clock = self._clock
         window = Window(clock.window, clock.start, max(clock.start, clock.tick - 1))
         return Snapshot(window, (*fetch(list(sites)), *never))
@@ -257,3 +260,16 @@ class Taps:
         """Drop the evidence against units that have just been treated."""
         if site in self._calls.sites:
             self._calls.sites[site].age[units] = 0
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, in plain values."""
+        return checkpoint.save(self._calls, self._model)
+
+    def load_state_dict(self, saved: Mapping[str, Any], *, measured: bool = True) -> None:
+        """Go on where another run stood; see `checkpoint.load`."""
+        checkpoint.load(
+            saved, self._calls, self._layout, self._selection, self._model, measured=measured
+        )
+        self._between_steps()

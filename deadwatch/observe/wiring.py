@@ -19,8 +19,8 @@ import gc
 import sys
 import warnings
 import weakref
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from types import FrameType
@@ -33,21 +33,10 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.arithmetic import unlisted
 from deadwatch.observe.hooks import no_dispatch_modes
+from deadwatch.observe.knowledge import Knowledge, Visit
 from deadwatch.observe.labels import Flow, Label, Op, Part, cut_stem, tensors_in, unknown
 from deadwatch.observe.operations import RULES
 from deadwatch.records import Wire
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """The wires of one site, or why they are unknown."""
-
-    producers: tuple[Wire, ...]
-    consumers: tuple[Wire, ...]
-    producers_note: str
-    consumers_note: str
 
 
 @dataclass(frozen=True)
@@ -60,33 +49,21 @@ class _Call:
     note: str
 
 
-@dataclass(frozen=True)
-class _Visit:
-    """What one call of a site showed."""
-
-    stem: tuple[Wire, ...]
-    stem_note: str
-    readers: tuple[Wire, ...]
-    readers_note: str
-
-
 class Tracer:
     """Follows labels through the operations of a forward, which `run` is given one by one.
 
-    If following fails, ``failed`` says why, the wiring of every site is unknown, and the forward
-    goes on.
+    If following fails, the wiring of every site is unknown, and the forward goes on.
+
+    Attributes:
+        knowledge: What the forwards showed.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.failed = ""
+        self.knowledge = Knowledge()
         self._model = model
         self._parameters: dict[int, str] = {}
         self._buffers: dict[int, str] = {}
         self._labels: dict[int, tuple[weakref.ref[Tensor], Label]] = {}
-        self._known: dict[str, dict[_Visit, None]] = defaultdict(dict)
-        # A parameter's roles: the same use in a repeated forward is one role.
-        self._roles: dict[str, set[tuple[str, int]]] = defaultdict(set)
-        self._seen: dict[str, tuple[int, ...]] = {}  # the parameters' shapes
         self._frame = ""
         self._uses: Counter[str] = Counter()
         self._open: dict[str, _Call] = {}
@@ -96,6 +73,8 @@ class Tracer:
     def begin(self, frame: str) -> None:
         """A forward through the module at path ``frame`` begins."""
         self._parameters = {id(t): name for name, t in self._model.named_parameters()}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            self.knowledge.add_name(self._parameters[id(parameter)], name)
         self._buffers = {id(t): name for name, t in self._model.named_buffers()}
         self._frame = frame
         self._uses.clear()
@@ -111,7 +90,7 @@ class Tracer:
             self._find_unseen_readers(output)
             self._find_kept_tensors(output)
             for site, visit in [(site, _visit(call)) for site, call in self._open.items()]:
-                self._known[site][visit] = None
+                self.knowledge.add_visit(site, visit)
         except Exception as error:  # never break training
             self._fail(error)
         self.abandon()
@@ -156,48 +135,11 @@ class Tracer:
                 self.read(label, reason)
         self._count_uses(tuple(module.parameters()), {}, None)
 
-    # ── what is known of a site ─────────────────────────────────────────────────────────
-
-    def saw(self, site: str) -> bool:
-        """Whether there is anything to say of the site's wiring."""
-        return bool(self.failed) or site in self._known
-
-    def wiring(self, site: str, shapes: Shapes) -> Wiring:
-        """The wiring of a site; ``shapes`` are those of the model's parameters now."""
-        if self.failed:
-            return Wiring((), (), self.failed, self.failed)
-        visits = list(self._known[site])
-        producers_note = next((v.stem_note for v in visits if v.stem_note), "")
-        if len({visit.stem for visit in visits}) > 1:
-            producers_note = producers_note or "different layers feed it in turn"
-        stem = visits[0].stem
-        producers_note = producers_note or self._unfit(stem, shapes)
-        consumers_note = next((v.readers_note for v in visits if v.readers_note), "")
-        readers = tuple(dict.fromkeys(wire for visit in visits for wire in visit.readers))
-        consumers_note = consumers_note or self._unfit(readers, shapes)
-        return Wiring(
-            () if producers_note else stem,
-            () if consumers_note else readers,
-            producers_note,
-            consumers_note,
-        )
-
-    def _unfit(self, wires: tuple[Wire, ...], shapes: Shapes) -> str:
-        """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""
-        for name in (name for wire in wires for name in wire.names):
-            if len(self._roles[name]) > 1:
-                return f"{name} is used in {len(self._roles[name])} places"
-            if name not in shapes:
-                return f"{name} is no longer a parameter of the model"
-            if shapes[name] != self._seen[name]:
-                return f"{name} had shape {self._seen[name]} and now has {shapes[name]}"
-        return ""
-
     # ── following operations ────────────────────────────────────────────────────────────
 
     def run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function and follow the labels of its arguments into its result."""
-        if self.failed:
+        if self.knowledge.failed:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             shapes = self._shapes(args, kwargs)
@@ -228,9 +170,10 @@ class Tracer:
             return {}
 
     def _fail(self, error: Exception) -> None:
-        self.failed = f"following the data failed ({type(error).__name__}: {error})"
+        why = f"following the data failed ({type(error).__name__}: {error})"
+        self.knowledge.failed = why
         warnings.warn(
-            f"{self.failed}: which layers produce and read units is not known, and remedies that "
+            f"{why}: which layers produce and read units is not known, and remedies that "
             "need it will refuse. Watching goes on.",
             UnknownWiringWarning,
             stacklevel=3,
@@ -242,9 +185,9 @@ class Tracer:
             parameter = tensor if self.parameter_name(tensor) else tensor._base
             name = self.parameter_name(parameter)
             if parameter is not None and name is not None and not _views(result, parameter):
-                self._roles[name].add((self._frame, self._uses[name]))
+                role = self._frame, self._uses[name]
+                self.knowledge.add_role(name, role, tuple(parameter.shape))
                 self._uses[name] += 1
-                self._seen[name] = tuple(parameter.shape)
 
     def label_of(self, tensor: Tensor) -> Label | None:
         """The label of a tensor."""
@@ -360,13 +303,13 @@ def _name(func: Callable[..., Any]) -> str:
     return str(func.__self__.__name__) if name == "__get__" else name  # type: ignore[attr-defined]
 
 
-def _visit(call: _Call) -> _Visit:
+def _visit(call: _Call) -> Visit:
     label, flow, stem = call.label, call.flow, call.stem
     stem_note = "no known operation produces its pre-activation"
     if label is not None and (label.note or stem):
         stem_note = label.note or call.note or _other_readers(label)
     readers_note = flow.note or ("" if flow.consumers else "nothing in the forward reads it")
-    return _Visit(() if stem_note else stem, stem_note, tuple(flow.consumers), readers_note)
+    return Visit(() if stem_note else stem, stem_note, tuple(flow.consumers), readers_note)
 
 
 def _other_readers(label: Label) -> str:

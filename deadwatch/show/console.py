@@ -1,10 +1,12 @@
-"""Records → one line of text a window, when something died or was treated."""
+"""Records → one line of text a window, when something changed; a table at the end."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 
-from deadwatch.records import WindowReport
+from deadwatch.records import Outcome, WindowReport
 
 
 class ConsoleView:
@@ -25,15 +27,14 @@ class ConsoleView:
             self._treated = f"; treated before it: {', '.join(parts)}"
         for refusal in report.refusals:
             text = f"{refusal.remedy} refused on {refusal.site}: {refusal.reason}"
-            if text not in self._said:  # once is enough
-                self._said.add(text)
-                self._treated += f"; {text}"
+            self._treated += self._once(text)
 
     def line(self, report: WindowReport, when: str) -> str | None:
-        """A line if the number of dead units changed or something was treated, else None."""
+        """A line if the number of dead units changed or there is something to tell, else None."""
         change = report.dead - self._dead
-        treated, self._dead, self._treated = self._treated, report.dead, ""
-        if not change and not treated:
+        told = self._treated + "".join(map(self._once, report.notes))
+        self._dead, self._treated = report.dead, ""
+        if not change and not told:
             return None
         line = (
             f"deadwatch {when}: {report.dead_ratio:.1%} dead "
@@ -42,4 +43,28 @@ class ConsoleView:
         if report.dead:
             worst = max(report.values(), key=lambda site: int(site.dead.sum()))
             line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
-        return line + treated
+        return line + told
+
+    def _once(self, text: str) -> str:
+        """A text the first time it is said, whatever its figures."""
+        key = re.sub(r"\d+", "#", text)
+        if key in self._said:
+            return ""
+        self._said.add(key)
+        return f"; {text}"
+
+
+COLUMNS = ("units", "revived", "relapsed", "still_dead", "undone", "written")
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> str:
+    """What came of each remedy as a Markdown table, which reads well as plain text, too."""
+    rows = [["remedy", *(name.replace("_", " ") for name in COLUMNS)]]
+    rows += [[o.remedy, *(f"{getattr(o, name):,}" for name in COLUMNS)] for o in outcomes]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)

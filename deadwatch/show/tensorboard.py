@@ -5,7 +5,8 @@ Tags, with one curve per site under each:
 - ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio/<site>``: of a site.
 - ``deadwatch/mean/<site>``, ``deadwatch/std/<site>``: pre-activation, averaged over units.
 - ``deadwatch/open_fraction/<site>``: share of open gates.
-- ``deadwatch/treatments``: text.
+- ``deadwatch/treatments``: what was treated, refused and undone, as text.
+- ``deadwatch/outcomes``: what came of each remedy so far, as a table.
 
 What was not measured has no point: missing is never zero.
 """
@@ -20,10 +21,12 @@ from typing import Protocol
 import numpy as np
 
 from deadwatch.errors import ConfigError
-from deadwatch.records import Floats, SiteReport, WindowReport
+from deadwatch.records import Floats, Outcome, SiteReport, WindowReport
+from deadwatch.show.console import outcomes_table
 
 MODEL_TAG = "deadwatch/dead_ratio"
 TREATMENTS_TAG = "deadwatch/treatments"
+OUTCOMES_TAG = "deadwatch/outcomes"
 
 LAYOUT = {
     "deadwatch": {
@@ -67,6 +70,7 @@ class TensorBoardView:
             )
         self._writer = writer
         self._laid_out = False
+        self._outcomes: tuple[Outcome, ...] = ()
 
     def __call__(self, report: WindowReport, step: int | None = None) -> None:
         """Write a report at ``step``, by default the window's last step."""
@@ -76,13 +80,16 @@ class TensorBoardView:
         self.texts(report, step)
 
     def texts(self, report: WindowReport, step: int) -> None:
-        """Write only what is not a curve: the charts' layout, once, and the treatments."""
+        """Write only what is not a curve: the charts' layout, treatments and their outcomes."""
         if not self._laid_out:
             self._writer.add_custom_scalars(LAYOUT)
             self._laid_out = True
         text = treatments_text(report)
         if text:
             self._writer.add_text(TREATMENTS_TAG, text, step)
+        if report.outcomes != self._outcomes:
+            self._outcomes = report.outcomes
+            self._writer.add_text(OUTCOMES_TAG, outcomes_table(report.outcomes), step)
 
 
 def scalars(report: WindowReport) -> dict[str, float]:
@@ -121,6 +128,7 @@ def treatments_text(report: WindowReport) -> str:
         f"- {r.remedy} refused on {len(r.units)} units of `{_code(r.site)}`: {r.reason}"
         for r in report.refusals
     ]
+    lines += [f"- {_code(note)}" for note in report.notes]
     return "\n".join(lines)
 
 

@@ -1,38 +1,28 @@
-"""Carries a policy out: which units, which remedy, apply, follow."""
+"""Carries a policy out: which units, which remedy, apply, follow, take back."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
+from deadwatch.activations import UnitPReLU
 from deadwatch.errors import DeadwatchError
-from deadwatch.records import Bools, Ints, Refusal, SiteReport, Treatment, WindowReport
-from deadwatch.treat.ledger import Ledger
+from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
+from deadwatch.treat.chart import Chart, InCourse
+from deadwatch.treat.ledger import CONTROL, Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
-from deadwatch.treat.remedies.base import CannotTreat, Case, Course, Plan, Remedy
-from deadwatch.treat.surgery import Surgery
-
-
-@dataclass(eq=False)
-class _Chart:
-    """What the clinic remembers of one site."""
-
-    rung: Ints
-    streak: int = 0
-    rest_until: int = 0
-    courses: list[tuple[Ints, Course]] = field(default_factory=list)
-
-    def in_course(self) -> Bools:
-        busy = np.zeros(len(self.rung), np.bool_)
-        for units, _ in self.courses:
-            busy[units] = True
-        return busy
+from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+from deadwatch.treat.remedies.preventive import Preventive
+from deadwatch.treat.theatre import Theatre
+from deadwatch.treat.trial import Trial
 
 
 class Clinic:
@@ -43,27 +33,43 @@ class Clinic:
         model: The model to treat.
         optimizers: The state that goes with its parameters.
         seed: Seed of all random draws, equal on all ranks.
+        total_steps: Training steps of the whole run, None if unknown.
+        agree: Whether a statement is true on any rank; a collective call.
+        aside: Makes a context in which no hook of ours is on the model.
     """
 
     def __init__(
-        self, policy: Policy, model: nn.Module, optimizers: OptimizerState, seed: int
+        self,
+        policy: Policy,
+        model: nn.Module,
+        optimizers: OptimizerState,
+        seed: int,
+        total_steps: int | None = None,
+        agree: Callable[[bool], bool] = bool,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.ledger = Ledger()
         self.no_swaps = ""
+        self.notes: list[str] = []
         self._policy = policy
         self._model = model
-        self._surgery = Surgery(model)
+        self._theatre = Theatre(model, optimizers, aside)
+        self._surgery = self._theatre.surgery
         self._optimizers = optimizers
         self._seed = seed
-        self._charts: dict[str, _Chart] = {}
-        self._waiting: list[SiteReport] = []
+        self._total_steps = total_steps
+        self._charts: dict[str, Chart] = {}
+        self._trial = Trial(self._theatre, self.ledger, self._charts, agree)
+        self._waiting: dict[str, Ints] = {}
+        self._unreviewed = False
         self._window = 0
         self._calls: Mapping[str, int] = {}
+        self._prevented = not policy.prevent
 
     @property
     def due(self) -> bool:
-        """Whether the last verdict left anything to treat."""
-        return bool(self._waiting)
+        """Whether the last verdict left anything to do."""
+        return bool(self._waiting) or self._unreviewed
 
     @property
     def in_course(self) -> int:
@@ -73,76 +79,237 @@ class Clinic:
     @property
     def held(self) -> float:
         """Largest distance that a schedule holds any parameter from its own value."""
-        courses = [course for chart in self._charts.values() for _, course in chart.courses]
-        return max((course.held for course in courses), default=0.0)
+        goings = [going for chart in self._charts.values() for going in chart.courses]
+        return max((going.course.held for going in goings), default=0.0)
 
-    def step(self) -> None:
-        """Advance every scheduled remedy by one training step."""
-        for chart in self._charts.values():
+    @property
+    def replaced(self) -> int:
+        """How many modules of the model have been replaced so far."""
+        return self._surgery.replaced
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """What came of each remedy so far."""
+        return self.ledger.outcomes
+
+    def told(self) -> tuple[str, ...]:
+        """What there is to tell since the last call."""
+        told, self.notes = tuple(self.notes), []
+        return told
+
+    # ── each step ───────────────────────────────────────────────────────────────────────
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Advance every scheduled remedy by one training step, and look after the loss."""
+        for site, chart in self._charts.items():
             if chart.courses:
-                going = [pair for pair in chart.courses if not pair[1].step(self._surgery)]
-                chart.courses = going
+                chart.courses = [c for c in chart.courses if not self._advanced(site, c)]
+        if loss is not None and self._policy.guard:
+            self.notes += self._trial.step(loss, self._window)
 
-    def consider(self, verdict: WindowReport) -> None:
-        """Follow up earlier treatments and decide which sites are due."""
-        self.ledger.follow(verdict)
+    def _advanced(self, site: str, going: InCourse) -> bool:
+        ended = going.course.step(self._surgery)
+        if ended:
+            self._discharge(site, going)
+        return ended
+
+    def _discharge(self, site: str, going: InCourse) -> None:
+        if going.course.told:
+            self.ledger.note(site, going.treated, going.course.told)
+            self.notes.append(f"{site}: {going.course.told}")
+
+    # ── before the first window ─────────────────────────────────────────────────────────
+
+    def attach(self) -> None:
+        """Put in force what lasts only as long as deadwatch is attached."""
+        slopes = [m for m in self._model.modules() if isinstance(m, UnitPReLU)]
+        self._optimizers.exempt(slope.weight for slope in slopes)
+        for one in self._preventives() if self._prevented else ():
+            if isinstance(one, Preventive):
+                one.resume(self._model, self._optimizers)
+
+    def detach(self) -> None:
+        """Leave nothing of ours on the optimizers."""
+        self._optimizers.release()
+
+    def _preventives(self) -> Sequence[Preventive | Remedy]:
+        given = self._policy.prevent
+        return (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
+
+    @property
+    def prevents(self) -> bool:
+        """Whether preventives are still to be applied."""
+        return not self._prevented
+
+    def prevent(self, verdict: WindowReport, step: int) -> None:
+        """Apply the policy's preventives to all units; what was done is noted."""
+        self._prevented = True
+        self._count_calls(verdict)
+        for one in self._preventives():
+            if isinstance(one, Preventive):
+                self._prevent_once(one)
+            else:
+                for report in verdict.sites.values():
+                    self._prevent_site(one, report, step)
+
+    def _prevent_once(self, one: Preventive) -> None:
+        try:
+            note = one.apply(self._model, self._optimizers)
+        except CannotTreat as reason:
+            note = f"refused: {reason}"
+        self.notes.append(f"{one.name}: {note}")
+
+    def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
+        try:
+            plan = self._plan(remedy, report, np.arange(report.units))
+        except CannotTreat as reason:
+            self.notes.append(f"{remedy.name} refused on {report.site.name}: {reason}")
+            return
+        self._theatre.apply(plan, report, self._window, step)
+        self.notes.append(f"{remedy.name} on {report.site.name}: {plan.note}")
+
+    # ── each window ─────────────────────────────────────────────────────────────────────
+
+    def consider(self, verdict: WindowReport, step: int) -> None:
+        """Follow up earlier treatments and decide which units are due."""
+        busy = {name: chart.in_course() for name, chart in self._charts.items()}
+        self.ledger.follow(verdict, busy)
         self._window = verdict.window.index
+        self._count_calls(verdict)
+        self._unreviewed = any(chart.courses for chart in self._charts.values())
+        open_now = step >= self._policy.warmup and not self._policy.ended(step, self._total_steps)
+        self._waiting = {}
+        for name, report in verdict.sites.items():
+            chart = self._chart(report)
+            due = self._policy.due(report, verdict)
+            chart.streak = chart.streak + 1 if due.any() else 0
+            ready = chart.streak >= self._policy.patience and self._window >= chart.rest_until
+            if ready and open_now:
+                self._waiting[name] = np.flatnonzero(due)
+            self.notes += filter(None, [self._policy.spared(report)])
+
+    def _count_calls(self, verdict: WindowReport) -> None:
         paths = [site.site.module for site in verdict.sites.values()]
         calls = Counter(id(self._surgery.module(path)) for path in paths)
         self._calls = {path: calls[id(self._surgery.module(path))] for path in paths}
-        self._waiting = [report for report in verdict.sites.values() if self._is_due(report)]
 
-    def _is_due(self, report: SiteReport) -> bool:
+    def _chart(self, report: SiteReport) -> Chart:
         chart = self._charts.get(report.site.name)
         if chart is None or len(chart.rung) != report.units:
-            chart = self._charts[report.site.name] = _Chart(np.zeros(report.units, np.int64))
-        over = report.dead.any() and report.dead_ratio >= self._policy.when
-        chart.streak = chart.streak + 1 if over else 0
-        return chart.streak >= self._policy.patience and self._window >= chart.rest_until
+            chart = self._charts[report.site.name] = Chart.of(report.units)
+        return chart
 
-    def treat(self, step: int) -> tuple[tuple[Treatment, ...], tuple[Refusal, ...]]:
-        """Treat the sites that are due; returns what was done and what could not be."""
+    def treat(
+        self, verdict: WindowReport, step: int
+    ) -> tuple[tuple[Treatment, ...], tuple[Refusal, ...]]:
+        """Let courses follow the verdict, and treat the units that are due."""
+        self._review(verdict)
         treatments: list[Treatment] = []
         refusals: list[Refusal] = []
-        for report in self._waiting:
-            done, refused = self._treat_site(report, step)
+        for name, units in self._waiting.items():
+            done, refused = self._treat_site(verdict[name], units, step)
             treatments += done
             refusals += refused
             if done:
-                chart = self._charts[report.site.name]
-                chart.rest_until = self._window + 1 + self._policy.cooldown
-        self._waiting = []
+                self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
+        self._waiting = {}
         self.ledger.record(treatments)
+        if treatments and self._policy.guard:
+            self.notes += filter(None, [self._trial.begin(treatments)])
         return tuple(treatments), tuple(refusals)
 
-    def _treat_site(self, report: SiteReport, step: int) -> tuple[list[Treatment], list[Refusal]]:
+    def _review(self, verdict: WindowReport) -> None:
+        self._unreviewed = False
+        for site, chart in self._charts.items():
+            for going in list(chart.courses):
+                if site in verdict and going.course.review(verdict[site], self._surgery):
+                    chart.courses.remove(going)
+                    self._discharge(site, going)
+
+    def _treat_site(
+        self, report: SiteReport, due: Ints, step: int
+    ) -> tuple[list[Treatment], list[Refusal]]:
         chart = self._charts[report.site.name]
-        todo = report.dead & ~chart.in_course()
+        todo = self._admitted(report, due, step)
         last = len(self._policy.ladder) - 1
         done: list[Treatment] = []
         refused: list[Refusal] = []
-
-        def refuse(remedy: Remedy, units: Ints, reason: str) -> None:
-            refused.append(Refusal(remedy.name, report.site.name, units, self._window, reason))
-
         for rung, remedy in enumerate(self._policy.ladder):
-            units = np.flatnonzero(todo & (np.minimum(chart.rung, last) <= rung))
-            if not len(units):
-                continue
-            try:
-                plan = self._plan(remedy, report, units)
-            except CannotTreat as reason:
-                refuse(remedy, units, str(reason))
-                continue
-            done.append(self._apply(plan, report, step))
-            todo[plan.units] = False
-            chart.rung[plan.units] = rung + 1
-            if plan.course is not None:
-                chart.courses.append((plan.units, plan.course))
-            left = np.setdiff1d(units, plan.units)
-            if len(left):
-                refuse(remedy, left, plan.left_out or "the remedy left them out and gave no reason")
+            begun = todo & (np.minimum(chart.rung, last) <= rung)
+            left, reasons = begun.copy(), dict[str, tuple[Ints, str]]()
+            for part, one in enumerate(remedy.parts):
+                units = np.flatnonzero(left)
+                plan, reason = self._try(one, chart, report, units)
+                if plan is not None:
+                    done.append(self._theatre.apply(plan, report, self._window, step))
+                    left[plan.units] = False
+                    chart.treated(plan.units, rung)
+                    self._enter(chart, plan, rung, part, step)
+                if reason:
+                    reasons[one.name] = (np.flatnonzero(left & begun), reason)
+            todo &= left | ~begun
+            refused += self._refusals(report, left, reasons)
         return done, refused
+
+    def _enter(self, chart: Chart, plan: Plan, rung: int, part: int, step: int) -> None:
+        if plan.course is not None:
+            chart.courses.append(InCourse(plan.course, rung, part, plan.units, step))
+
+    def _refusals(
+        self, report: SiteReport, left: Bools, reasons: Mapping[str, tuple[Ints, str]]
+    ) -> list[Refusal]:
+        """Why each remedy refused units that no later part of it took either."""
+        refusals = []
+        for name, (units, reason) in reasons.items():
+            units = units[left[units]]
+            if len(units):
+                site, window = report.site.name, self._window
+                refusals.append(Refusal(name, site, units, window, reason))
+        return refusals
+
+    def _admitted(self, report: SiteReport, due: Ints, step: int) -> Bools:
+        """The units that are treated now, within all limits of the policy (C,)."""
+        chart, policy = self._charts[report.site.name], self._policy
+        todo = np.zeros(report.units, np.bool_)
+        todo[due] = True
+        todo &= ~chart.in_course()
+        controls = todo & self._control_group(report)
+        self._follow_controls(chart, report, controls & ~chart.controls, step)
+        todo &= ~controls
+        if policy.per_unit is not None:
+            todo &= chart.times < policy.per_unit
+        most = max(1, math.floor(policy.budget * report.units))
+        first = np.flatnonzero(todo)[np.argsort(-report.age[todo], kind="stable")][:most]
+        admitted = np.zeros_like(todo)
+        admitted[first] = True
+        return admitted
+
+    def _control_group(self, report: SiteReport) -> Bools:
+        seed = zlib.crc32(f"{self._seed}/{report.site.name}/control".encode())
+        drawn: Bools = np.random.default_rng(seed).random(report.units) < self._policy.control
+        return drawn
+
+    def _follow_controls(self, chart: Chart, report: SiteReport, units: Bools, step: int) -> None:
+        if units.any():
+            chart.controls |= units
+            name, which = report.site.name, np.flatnonzero(units)
+            self.ledger.record([Treatment(CONTROL, name, which, self._window, step, True)])
+
+    def _try(
+        self, remedy: Remedy, chart: Chart, report: SiteReport, units: Ints
+    ) -> tuple[Plan | None, str]:
+        """A plan for the units, or None; and why not for all of them."""
+        if not len(units):
+            return None, ""
+        if self._window < chart.hold_until.get(remedy.name, 0):
+            return None, "it is on hold here since the guard undid it"
+        try:
+            plan = self._plan(remedy, report, units)
+        except CannotTreat as reason:
+            return None, str(reason)
+        if len(plan.units) == len(units):
+            return plan, ""
+        return plan, plan.left_out or "the remedy left them out and gave no reason"
 
     def _plan(self, remedy: Remedy, report: SiteReport, units: Ints) -> Plan:
         plan = remedy.plan(self._case(remedy, report, units))
@@ -161,28 +328,47 @@ class Clinic:
         seed = zlib.crc32(key.encode())
         return Case(report, units, calls, self._surgery, self._optimizers, seed)
 
-    def _apply(self, plan: Plan, report: SiteReport, step: int) -> Treatment:
-        changes = self._surgery.apply(plan.edits)
-        for restart in plan.restarts:
-            self._optimizers.restart(self._surgery.tensor(restart.tensor), restart)
-        if plan.swap is not None:
-            self._swap(*plan.swap, report)
-        return Treatment(
-            plan.remedy,
-            report.site.name,
-            plan.units,
-            self._window,
-            step,
-            plan.quiet,
-            changes,
-            plan.note,
-        )
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
 
-    def _swap(self, path: str, module: nn.Module, report: SiteReport) -> None:
-        self._surgery.replace(path, module)
-        producers = report.site.producers
-        for parameter in module.parameters():
-            if self._optimizers.owner(parameter) is None and producers:
-                assert producers[0].weight is not None
-                beside = self._surgery.tensor(producers[0].weight)
-                self._optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values to go on from."""
+        numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
+        return {
+            **numbers,
+            "charts": {name: chart.state_dict() for name, chart in self._charts.items()},
+            "waiting": {name: units.tolist() for name, units in self._waiting.items()},
+            "calls": dict(self._calls),
+            "ledger": self.ledger.state_dict(),
+            "notes": list(self.notes),
+            "trial": self._trial.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        for name in _NUMBERS:
+            setattr(self, f"_{name}", state[name])
+        self._charts.clear()
+        self._charts |= {name: self._resumed(chart) for name, chart in state["charts"].items()}
+        self._waiting = {name: np.array(u, np.int64) for name, u in state["waiting"].items()}
+        self._calls = dict(state["calls"])
+        self.ledger.load_state_dict(state["ledger"])
+        self.notes = list(state["notes"])
+        self._trial.load_state_dict(state["trial"])
+
+    def _resumed(self, state: dict[str, Any]) -> Chart:
+        chart = Chart.resume(state)
+        for saved in state["courses"]:
+            rung, part = saved["rung"], saved["part"]
+            ladder = self._policy.ladder
+            if rung >= len(ladder) or part >= len(ladder[rung].parts):
+                raise DeadwatchError(
+                    f"a checkpoint holds a course of remedy {rung + 1} of a policy's ladder, and "
+                    f"this policy has {len(ladder)}; resume with the policy it was saved with"
+                )
+            course = ladder[rung].parts[part].resume(saved["course"], self._surgery)
+            treated = np.array(saved["treated"], np.int64)
+            chart.courses.append(InCourse(course, rung, part, treated, saved["step"]))
+        return chart
+
+
+_NUMBERS = ("seed", "window", "unreviewed", "prevented")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
@@ -18,7 +20,8 @@ from deadwatch.records import Change, Ints
 class Edit:
     """New values for the slices ``index`` along ``axis`` of one parameter or buffer.
 
-    With ``rows``, only within these indices of axis 0.
+    With ``rows``, only within these indices of axis 0. ``shared`` slices are used by live units
+    as well.
     """
 
     tensor: str
@@ -26,13 +29,26 @@ class Edit:
     index: Ints
     value: Tensor
     rows: range | None = None
+    shared: bool = False
 
 
 class Surgery:
-    """Reads and writes the tensors of a model by name."""
+    """Reads and writes the tensors of a model by name.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: The model.
+        aside: Makes a context in which no hook of ours is on the model.
+
+    Attributes:
+        replaced: How often a module has been replaced so far.
+    """
+
+    def __init__(
+        self, model: nn.Module, aside: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        self.replaced = 0
         self._model = model
+        self._aside = aside
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its dotted name."""
@@ -45,10 +61,28 @@ class Surgery:
         """A module by its path."""
         return self._model.get_submodule(path)
 
+    def beside(self, path: str) -> Tensor | None:
+        """A parameter of the smallest part of the model that has any, around a module."""
+        while path:
+            path = path.rpartition(".")[0]
+            for parameter in self.module(path).parameters():
+                return parameter
+        return None
+
     def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
         tensor = narrowed(self.tensor(name).detach(), within)
         return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+
+    def twins(self, name: str) -> list[str]:
+        """Other modules' parameters that hold the same values: to write one is to write all."""
+        holder, own = self._model.get_submodule(name.rpartition(".")[0]), self.tensor(name)
+        return [
+            f"{path}.{leaf}"
+            for path, module in self._model.named_modules()
+            for leaf, other in module._parameters.items()
+            if other is not None and module is not holder and _same(other, own)
+        ]
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
         """Write all edits, in order, and return what changed.
@@ -72,8 +106,23 @@ class Surgery:
         self.put(edit)
         after = self.rows(*where)
         return Change(
-            edit.tensor, edit.axis, edit.index, host_copy(before), host_copy(after), edit.rows
+            edit.tensor,
+            edit.axis,
+            edit.index,
+            host_copy(before),
+            host_copy(after),
+            edit.rows,
+            shared=edit.shared,
         )
+
+    def undo(self, change: Change) -> None:
+        """Write back what an edit has changed."""
+        where = change.tensor, change.index, change.axis, change.rows
+        now = self.rows(*where)
+        before, after = (torch.from_numpy(x).to(now) for x in (change.before, change.after))
+        if change.shared:
+            before = torch.where(now == after, before, now - after + before)
+        self.put(Edit(change.tensor, change.axis, change.index, before, change.rows))
 
     @torch.no_grad()
     def put(self, edit: Edit) -> None:
@@ -84,11 +133,19 @@ class Surgery:
 
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
+        self.replaced += 1
         old = self._model.get_submodule(path)
-        for parent in list(self._model.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is old:
-                    setattr(parent, name, module)
+        with self._aside():
+            for parent in list(self._model.modules()):
+                for name, child in list(parent._modules.items()):
+                    if child is old:
+                        setattr(parent, name, module)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one is other:
+        return True
+    return not is_lazy(one) and one.numel() > 0 and one.data_ptr() == other.data_ptr()
 
 
 def narrowed(tensor: Tensor, rows: range | None) -> Tensor:

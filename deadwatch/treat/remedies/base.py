@@ -6,38 +6,27 @@ reason; only the clinic applies plans. So a refusal changes nothing.
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.records import Ints, SiteReport, State, Wire
+from deadwatch.treat.course import Course
 from deadwatch.treat.optim import OptimizerState, Restart
-from deadwatch.treat.surgery import Edit, Surgery
+from deadwatch.treat.places import Place, places
+from deadwatch.treat.surgery import Edit, Surgery, narrowed
 
-_DEPTHWISE = "depthwise conv"
+NORMS = ("batch_norm", "layer_norm", "group_norm")
 
 
 class CannotTreat(Exception):
     """A remedy does not apply to a case; the message says why."""
-
-
-class Course(Protocol):
-    """A scheduled remedy in progress."""
-
-    def step(self, surgery: Surgery) -> bool:
-        """Advance one training step; True when the course has ended."""
-
-    @property
-    def held(self) -> float:
-        """Largest distance of a parameter from its own value; 0 when nothing is held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,59 +60,151 @@ class Case:
         Raises:
             CannotTreat: It is unknown, or one of several.
         """
-        site = self.report.site
-        if not site.producers:
-            raise CannotTreat(f"its producers are unknown: {site.producers_note}")
-        if any(wire.branch for wire in site.producers):
-            summands = ", ".join(map(str, site.producers))
+        self._require_producers()
+        producers = self.report.site.producers
+        if any(wire.branch for wire in producers):
+            summands = ", ".join(map(str, producers))
             raise CannotTreat(f"several layers add up to its pre-activation: {summands}")
-        return site.producers[0]
+        return producers[0]
+
+    def layers(self) -> tuple[Wire, ...]:
+        """The linear layers and convolutions that make the units: one for each summand.
+
+        A skip among the summands is the output of another site, and has no layer.
+
+        Raises:
+            CannotTreat: They are unknown, or there are none.
+        """
+        self._require_producers()
+        layers = tuple(w for w in self.report.site.producers if w.kind not in (*NORMS, "skip"))
+        if not layers:
+            raise CannotTreat(f"no layer makes it; it is the sum of {self._told_skips()}")
+        return layers
 
     def norms(self) -> tuple[Wire, ...]:
-        """The norms between the producer and the activation."""
-        return self.report.site.producers[1:]
+        """The norms between the layers and the activation."""
+        return tuple(wire for wire in self.report.site.producers if wire.kind in NORMS)
+
+    def skips(self) -> tuple[Wire, ...]:
+        """The summands that are the outputs of other sites."""
+        return tuple(wire for wire in self.report.site.producers if wire.kind == "skip")
+
+    def ends(self) -> tuple[Wire, ...]:
+        """What comes last before the activation: of each summand, if nothing follows their sum.
+
+        Raises:
+            CannotTreat: The producers are unknown.
+        """
+        self._require_producers()
+        last = {wire.branch: wire for wire in self.report.site.producers}
+        return (last[0],) if 0 in last else tuple(last.values())
+
+    def shift(self) -> str:
+        """The bias, or norm's shift, that moves the pre-activations of the units and no others.
+
+        What is added to it adds to the pre-activation as it is: no norm stands behind it.
+
+        Raises:
+            CannotTreat: There is none, or it may not be treated.
+        """
+        ends = self.ends()
+        biases = [wire.bias for wire in ends if wire.bias is not None]
+        if not biases:
+            told = " and ".join(str(w) if w.kind == "skip" else w.module or w.kind for w in ends)
+            raise CannotTreat(f"no bias to shift in {told}")
+        refusals = [self._untreatable(bias) for bias in biases]
+        if all(refusals):
+            raise CannotTreat(refusals[0])
+        return biases[refusals.index("")]
 
     def require_trainable(self, *names: str | None) -> None:
-        """Refuse parameters that are frozen or that no given optimizer updates.
+        """Refuse parameters that are frozen, tied, or that no given optimizer updates.
 
         Raises:
             CannotTreat: A parameter may not be treated.
         """
         for name in filter(None, names):
-            parameter = self.surgery.tensor(name)
-            if not parameter.requires_grad:
-                raise CannotTreat(f"{name} is frozen")
-            if self.optimizers.owner(parameter) is None:
-                raise CannotTreat(f"no optimizer given to deadwatch updates {name}")
+            reason = self._untreatable(name)
+            if reason:
+                raise CannotTreat(reason)
 
-    def slices(self, name: str, units: Ints) -> tuple[int, Ints]:
-        """The axis of a producer's tensor along which the units lie, and where.
+    def _untreatable(self, name: str) -> str:
+        parameter = self.surgery.tensor(name)
+        if not parameter.requires_grad:
+            return f"{name} is frozen"
+        twins = self.surgery.twins(name)
+        if twins:
+            return f"{name} is tied to {' and '.join(twins)}"
+        if self.optimizers.owner(parameter) is None:
+            return f"no optimizer given to deadwatch updates {name}"
+        return ""
 
-        Raises:
-            CannotTreat: A single slice does not hold a unit, and nothing else.
-        """
+    def _require_producers(self) -> None:
+        site = self.report.site
+        if not site.producers:
+            raise CannotTreat(f"its producers are unknown: {site.producers_note}")
+
+    def _told_skips(self) -> str:
+        return " and ".join(map(str, self.skips()))
+
+    def places(self, name: str, units: Ints) -> tuple[Place, ...]:
+        """Where units lie in a producer's parameter or buffer."""
         producers, path = self.report.site.producers, name.rpartition(".")[0]
         wires = [w for w in producers if name in w.names] or [
             w for w in producers if w.module == path
         ]
         if not wires:
-            return 0, units
-        axis = wires[0].axis if name == wires[0].weight else 0
-        if axis == 1 and wires[0].groups > 1:
-            raise CannotTreat(f"{path} is a transposed convolution in groups: {wires[0]}")
-        return axis, wires[0].slices(units)
+            return (Place(0, units),)
+        return places(wires[0], name, units, self.surgery.tensor(name).shape)
 
-    def rows(self, name: str) -> Tensor:
-        """A copy of the treated units' rows of a producer's parameter or buffer."""
-        axis, index = self.slices(name, self.units)
-        return self.surgery.rows(name, index, axis)
+    def slices(self, name: str, units: Ints) -> tuple[int, Ints]:
+        """The axis of a producer's tensor along which units lie, and where.
+
+        Raises:
+            CannotTreat: They lie in several places, as in a transposed convolution in groups.
+        """
+        found = self.places(name, units)
+        if found[0].rows is not None:
+            raise CannotTreat(f"the units lie in several groups of {name}")
+        return found[0].axis, found[0].index
+
+    def rows(self, name: str, units: Ints | None = None, *, of: Tensor | None = None) -> Tensor:
+        """A copy of the treated units' rows of a producer's parameter or buffer.
+
+        Args:
+            name: Name of the parameter or buffer.
+            units: Other units, ascending.
+            of: A tensor of the same shape to take the rows from instead.
+        """
+        found = self.places(name, self.units if units is None else units)
+        whole = self.surgery.tensor(name).detach() if of is None else of
+        parts = [
+            narrowed(whole, each.rows).index_select(
+                each.axis, torch.as_tensor(each.index, device=whole.device)
+            )
+            for each in found
+        ]
+        return torch.cat(parts, found[0].axis)
+
+    def edits(self, name: str, rows: Tensor) -> tuple[Edit, ...]:
+        """What gives the treated units new rows, as `rows` has them, in every place they lie."""
+        found = self.places(name, self.units)
+        parts = rows.split([len(each.index) for each in found], found[0].axis)
+        return tuple(
+            Edit(name, each.axis, each.index, part, each.rows)
+            for each, part in zip(found, parts, strict=True)
+        )
+
+    def restarts(self, name: str) -> tuple[Restart, ...]:
+        """A fresh start for the optimizer's state of the treated units' rows."""
+        return _restarts(name, self.places(name, self.units), self.places(name, self.live))
 
     def edit(self, name: str, rows: Tensor) -> Edit:
-        """An edit that gives the treated units new rows of a producer's parameter or buffer."""
+        """`edits`, of a tensor in which the units lie in one place, such as a bias."""
         return Edit(name, *self.slices(name, self.units), rows)
 
     def restart(self, name: str) -> Restart:
-        """A fresh start for the optimizer's state of the treated units' rows."""
+        """`restarts`, of a tensor in which the units lie in one place, such as a bias."""
         axis, index = self.slices(name, self.units)
         return Restart(name, axis, index, self.slices(name, self.live)[1])
 
@@ -147,16 +228,20 @@ class Case:
             return (), (), False
         if loud:
             raise CannotTreat(loud)
-        outgoing = [self._outgoing(wire) for wire in self.report.site.consumers]
-        self.require_trainable(*(wire.weight for wire in outgoing))
-        edits = [*_fold(self, outgoing)]
+        readers = self.report.site.consumers
+        self.require_trainable(*(wire.weight for wire in readers))
+        edits = [*_fold(self)]
         restarts: list[Restart] = []
-        for wire in outgoing:
+        for wire in readers:
             assert wire.weight is not None
-            columns = wire.slices(self.units)
-            old = self.surgery.rows(wire.weight, columns, wire.axis)
-            edits.append(Edit(wire.weight, wire.axis, columns, torch.zeros_like(old)))
-            restarts.append(Restart(wire.weight, wire.axis, columns, wire.slices(self.live)))
+            shape = self.surgery.tensor(wire.weight).shape
+            outgoing = places(wire, wire.weight, self.units, shape)
+            for each in outgoing:
+                old = self.surgery.rows(wire.weight, each.index, each.axis, each.rows)
+                zeros = torch.zeros_like(old)
+                edits.append(Edit(wire.weight, each.axis, each.index, zeros, each.rows))
+            live = places(wire, wire.weight, self.live, shape)
+            restarts += _restarts(wire.weight, outgoing, live)
         return tuple(edits), tuple(restarts), True
 
     def _loud(self) -> str:
@@ -169,22 +254,7 @@ class Case:
                 return f"{wire.module} reads it together with other values"
             if wire.through:
                 return f"a {wire.through} stands between it and {wire.module}"
-            if wire.groups > 1 and not self._depthwise(wire):
-                return f"{wire.module} is a convolution in {wire.groups} groups"
         return ""
-
-    def _depthwise(self, wire: Wire) -> bool:
-        assert wire.weight is not None
-        return wire.groups > 1 and self.surgery.tensor(wire.weight).shape[1] == 1
-
-    def _outgoing(self, wire: Wire) -> Wire:
-        """A reader whose slices hold its units and nothing else: of a depthwise one, the rows."""
-        if not self._depthwise(wire):
-            return wire
-        assert wire.weight is not None
-        each = self.surgery.tensor(wire.weight).shape[0] // wire.groups
-        offset, block = wire.offset * each, wire.block * each
-        return replace(wire, kind=_DEPTHWISE, axis=0, groups=1, offset=offset, block=block)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,6 +283,11 @@ class Remedy(ABC):
         """What logs and reports call it."""
         return type(self).__name__
 
+    @property
+    def parts(self) -> tuple[Remedy, ...]:
+        """What it consists of: each is tried on the units that those before left out."""
+        return (self,)
+
     @abstractmethod
     def plan(self, case: Case) -> Plan:
         """Say what would be done to the case.
@@ -221,8 +296,31 @@ class Remedy(ABC):
             CannotTreat: The remedy does not apply.
         """
 
+    def resume(self, state: dict[str, Any], surgery: Surgery) -> Course:
+        """Go on with a course of this remedy from its `Course.state_dict`.
 
-def _fold(case: Case, outgoing: list[Wire]) -> Iterator[Edit]:
+        Raises:
+            DeadwatchError: The remedy has courses and does not say how they go on.
+        """
+        raise DeadwatchError(
+            f"a checkpoint holds a course of {self.name}, which cannot go on; give {self.name} a "
+            "resume(state, surgery)"
+        )
+
+
+def _restarts(
+    name: str, treated: tuple[Place, ...], live: tuple[Place, ...]
+) -> tuple[Restart, ...]:
+    """Restarts whose live slices lie within the same rows as the treated ones."""
+    beside = {place.rows: place.index for place in live}
+    none = np.empty(0, np.int64)
+    return tuple(
+        Restart(name, each.axis, each.index, beside.get(each.rows, none), each.rows)
+        for each in treated
+    )
+
+
+def _fold(case: Case) -> Iterator[Edit]:
     """Move the units' mean contribution into the readers' biases."""
     mean = case.report.mean_out[case.units]
     low, high = case.report.min[case.units], case.report.max[case.units]
@@ -232,7 +330,7 @@ def _fold(case: Case, outgoing: list[Wire]) -> Iterator[Edit]:
     if not mean.any():
         return
     shares: dict[str, Tensor] = {}
-    for wire in outgoing:
+    for wire in case.report.site.consumers:
         if np.isnan(mean).any() or wire.bias is None or wire.padded:
             reason = "was not measured" if np.isnan(mean).any() else f"{wire.module} cannot absorb"
             raise CannotTreat(f"quiet treatment is not possible: its mean output {reason}")
@@ -242,24 +340,21 @@ def _fold(case: Case, outgoing: list[Wire]) -> Iterator[Edit]:
         shares[wire.bias] = shares.get(wire.bias, torch.zeros_like(share)) + share
     for bias, share in shares.items():
         rows = np.arange(len(share))
-        yield Edit(bias, 0, rows, case.surgery.rows(bias, rows) + share)
+        yield Edit(bias, 0, rows, case.surgery.rows(bias, rows) + share, shared=True)
 
 
 def _share(case: Case, wire: Wire) -> Tensor:
-    """What the units contribute on average to each output of a reader."""
+    """What the units contribute on average to each output of a reader: what it makes of them."""
     assert wire.weight is not None
-    columns = wire.slices(case.units)
-    weight = case.surgery.rows(wire.weight, columns, wire.axis)
+    weight = case.surgery.tensor(wire.weight).detach()
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
+    inputs = np.zeros(weight.shape[wire.axis] * wire.groups)
     inside = [unit for unit in case.units if unit in wire.units]
-    mean = np.repeat(case.report.mean_out[inside], wire.block)
-    shape = [-1 if axis == wire.axis else 1 for axis in range(weight.ndim)]
-    share = weight * torch.as_tensor(mean, device=weight.device).to(weight).view(shape)
-    if wire.kind != _DEPTHWISE:
-        return share.movedim(1 - wire.axis, 0).flatten(1).sum(1)
-    outputs = torch.zeros(len(case.surgery.tensor(wire.weight))).to(share)
-    return outputs.index_add(
-        0, torch.as_tensor(columns, device=share.device), share.flatten(1).sum(1)
-    )
+    inputs[wire.slices(case.units)] = np.repeat(case.report.mean_out[inside], wire.block)
+    means = torch.as_tensor(inputs).to(weight).view(wire.groups, -1)
+    matrix = weight.flatten(2).sum(2) if weight.ndim > 2 else weight
+    matrix = matrix if wire.axis else matrix.t()
+    return torch.einsum("goi,gi->go", matrix.unflatten(0, (wire.groups, -1)), means).flatten()
 
 
 def require_separable(case: Case) -> None:
@@ -270,8 +365,9 @@ def require_separable(case: Case) -> None:
     """
     for norm in case.norms():
         if norm.kind in ("layer_norm", "group_norm"):
+            layers = " and ".join(layer.module for layer in case.layers())
             raise CannotTreat(
-                f"a {norm.kind} between {case.producer().module} and the activation mixes the "
+                f"a {norm.kind} between {layers} and the activation mixes the "
                 "units: new weights for the dead ones would change the live ones"
             )
 
@@ -300,38 +396,3 @@ def require_quiet(value: object) -> None:
             f"quiet is {value!r}; expected True (insist), False (textbook form) or None (quiet "
             "where all readers are known)"
         )
-
-
-@contextmanager
-def private_random(seed: int) -> Iterator[torch.Generator]:
-    """Draw on the CPU from ``seed`` without touching the user's random stream.
-
-    Modules initialised inside follow the seed as well.
-    """
-    with torch.random.fork_rng(devices=[]):
-        yield torch.default_generator.manual_seed(seed)
-
-
-def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Parameters as the module's own ``reset_parameters`` would draw them, on the CPU.
-
-    Raises:
-        CannotTreat: The module has no ``reset_parameters``, or one that may reach further than
-            its own parameters.
-    """
-    if module._modules or module._buffers:
-        raise CannotTreat(
-            f"{type(module).__name__} holds more than its own parameters, which its "
-            "reset_parameters may reach"
-        )
-    clone = copy.copy(module)
-    clone._parameters = {
-        name: None if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype))
-        for name, p in module._parameters.items()
-    }
-    reset = getattr(clone, "reset_parameters", None)
-    if reset is None:
-        raise CannotTreat(f"{type(module).__name__} has no reset_parameters to start afresh with")
-    with private_random(seed), torch.no_grad():
-        reset()
-    return {name: p.detach() for name, p in clone._parameters.items() if p is not None}

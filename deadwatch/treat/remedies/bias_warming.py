@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from statistics import NormalDist
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deadwatch.errors import ConfigError
 from deadwatch.records import Floats, Ints
+from deadwatch.treat.course import Course
 from deadwatch.treat.remedies.base import (
     CannotTreat,
     Case,
@@ -21,7 +22,8 @@ from deadwatch.treat.remedies.base import (
     require_number,
     require_quiet,
 )
-from deadwatch.treat.surgery import Edit, Surgery
+from deadwatch.treat.remedies.warming import ClosedLoop, Held, Warming, exact
+from deadwatch.treat.surgery import Surgery
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,17 @@ class BiasWarming(Remedy):
     """Lifts dead units into their gate for a while.
 
     γ is added to the bias (to the norm's β when a norm stands between), held for ``hold`` steps
-    while the unit learns, then annealed linearly to zero over ``anneal`` steps. What was really
+    while the unit learns, then annealed to zero over ``anneal`` steps or more. What was really
     added is tracked to the last bit, so that what is removed is what was added.
 
     Attributes:
         gamma: ``"auto"`` for a γ per unit from its own pre-activation statistics, such that
             ``open_share`` of the samples open the gate; or one number for all.
         hold: Training steps at full γ.
-        anneal: Training steps over which γ returns to zero.
+        anneal: Training steps over which γ returns to zero; at the least, in a closed loop.
+        schedule: ``"linear"``, ``"cosine"``, or ``"closed-loop"``: at the end of each window γ
+            falls by no more than leaves the unit open by itself on 5% of the samples. Where that
+            allows nothing for three windows the rest stays in the bias, and the ledger says so.
         open_share: Share of samples that ``"auto"`` lets through, taking z as normal.
         deepest: Units that need a larger γ than this many standard deviations of the live units'
             pre-activations are left to another remedy; infinity for none. Measurement has deep
@@ -51,6 +56,7 @@ class BiasWarming(Remedy):
     gamma: float | Literal["auto"] = "auto"
     hold: int = 50
     anneal: int = 200
+    schedule: Literal["linear", "cosine", "closed-loop"] = "linear"
     open_share: float = 0.25
     deepest: float = math.inf
     quiet: bool | None = None
@@ -61,6 +67,10 @@ class BiasWarming(Remedy):
         require_quiet(self.quiet)
         require_number("hold", self.hold, 0, "training steps at full strength", whole=True)
         require_number("anneal", self.anneal, 1, "training steps until it is gone", whole=True)
+        if self.schedule not in ("linear", "cosine", "closed-loop"):
+            raise ConfigError(
+                f"schedule is {self.schedule!r}; expected 'linear', 'cosine' or 'closed-loop'"
+            )
         if not isinstance(self.deepest, (int, float)) or not self.deepest > 0:
             raise ConfigError(
                 f"deepest is {self.deepest!r}; expected a number above 0 (standard deviations of "
@@ -91,7 +101,7 @@ class BiasWarming(Remedy):
         edits, restarts, quiet = case.silence(self._quiet(case))
         own = case.rows(bias)
         warm = _add(own, gammas)
-        course = Warming(bias, case.slices(bias, units)[1], own, warm, self.hold, self.anneal)
+        course = self._course(units, Held(bias, case.slices(bias, units)[1], own, warm))
         return Plan(
             self.name,
             units,
@@ -103,11 +113,18 @@ class BiasWarming(Remedy):
             left_out=left_out,
         )
 
+    def _course(self, units: Ints, held: Held) -> Warming | ClosedLoop:
+        if self.schedule == "closed-loop":
+            return ClosedLoop(units, held, self.hold, self.anneal)
+        return Warming(units, held, self.hold, self.anneal, self.schedule == "cosine")
+
+    def resume(self, state: dict[str, Any], surgery: Surgery) -> Course:
+        """Go on with a warming that a checkpoint interrupted."""
+        units = np.array(state["units"], np.int64)
+        return self._course(units, Held.resume(state, surgery)).resume(state)
+
     def _bias(self, case: Case) -> str:
-        wire = (*case.norms()[-1:], case.producer())[0]
-        if wire.bias is None:
-            raise CannotTreat(f"{wire.module or wire.kind} has no bias to warm")
-        return wire.bias
+        return case.shift()
 
     def _quiet(self, case: Case) -> bool | None:
         if len(case.live) or self.quiet is False:
@@ -139,50 +156,6 @@ class BiasWarming(Remedy):
         return np.where(mean < entry, entry - np.minimum(quantile, top), 0.0)
 
 
-class Warming:
-    """The schedule of one warming: how much of γ is still held, and by which rows."""
-
-    def __init__(
-        self, bias: str, rows: Ints, own: Tensor, warm: Tensor, hold: int, anneal: int
-    ) -> None:
-        self.bias = bias
-        self.rows = rows
-        self._own = own
-        self._last = warm
-        self._unmoved = torch.ones(len(rows), dtype=torch.bool, device=own.device)
-        self._added = _exact(warm) - _exact(own)
-        self._owed = self._added.clone()
-        self._hold = hold
-        self._anneal = anneal
-        self._steps = 0
-
-    @property
-    def held(self) -> float:
-        """Largest γ that is still in a bias."""
-        return float(self._owed.abs().max())
-
-    def step(self, surgery: Surgery) -> bool:
-        """Advance one step; take out what the schedule no longer allows."""
-        self._steps += 1
-        left = max(0.0, 1 - max(0, self._steps - self._hold) / self._anneal)
-        if left < 1:
-            now = surgery.rows(self.bias, self.rows)
-            self._unmoved &= now == self._last
-            lower = (_exact(now) - (self._owed - self._added * left)).to(now.dtype)
-            if left == 0:  # a bias that nothing else has moved returns to its very bits
-                lower = torch.where(self._unmoved, self._own, lower)
-            surgery.put(Edit(self.bias, 0, self.rows, lower))
-            # Rounding may take out a little more or less: owe the difference, exactly.
-            self._owed -= _exact(now) - _exact(lower)
-            self._last = lower
-        return left == 0
-
-
 def _add(own: Tensor, gammas: Floats) -> Tensor:
-    added = torch.as_tensor(gammas, device=own.device).to(_exact(own).dtype)
-    return (_exact(own) + added).to(own.dtype)
-
-
-def _exact(tensor: Tensor) -> Tensor:
-    """A dtype in which sums of biases of this dtype are exact, where the device has it."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+    added = torch.as_tensor(gammas, device=own.device).to(exact(own).dtype)
+    return (exact(own) + added).to(own.dtype)

@@ -77,8 +77,12 @@ class NoBiasDecay(Preventive):
         spared = self.parameters(model)
         if not spared:
             raise CannotTreat("the model has no biases, norms or slopes")
-        optimizers.exempt(spared)
+        self.resume(model, optimizers)
         return f"no weight decay on {len(spared)} biases, norms and slopes"
+
+    def resume(self, model: nn.Module, optimizers: OptimizerState) -> None:
+        """Exempt them again, in a run that goes on."""
+        optimizers.exempt(self.parameters(model))
 
 
 def _sorted(model: nn.Module) -> list[tuple[str, nn.Parameter, bool]]:

@@ -10,7 +10,7 @@ from deadwatch.treat.optim import OptimizerState
 
 
 class Preventive(ABC):
-    """A measure that is taken when watching begins."""
+    """Something to do once to a model or its optimizers, after the first training step."""
 
     @property
     def name(self) -> str:
@@ -19,8 +19,13 @@ class Preventive(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module, optimizers: OptimizerState) -> str:
-        """Take the measure, and say in a few words what was done.
+        """Do it, and say in a few words what was done.
 
         Raises:
             CannotTreat: It does not apply.
         """
+
+    def resume(  # noqa: B027 - to override where there is something to do
+        self, model: nn.Module, optimizers: OptimizerState
+    ) -> None:
+        """Put back what lasts only as long as deadwatch is attached; by default nothing does."""

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from deadwatch.records import Wire
-from deadwatch.treat.optim import Restart
-from deadwatch.treat.remedies.base import (
-    Case,
-    Plan,
-    Remedy,
-    fresh_like,
-    require_separable,
-)
-from deadwatch.treat.surgery import Edit
+from deadwatch.treat.remedies.base import Case, Plan, Remedy, require_separable
+from deadwatch.treat.remedies.fresh import fresh_like
 
 
 @dataclass(frozen=True)
@@ -30,44 +24,41 @@ class Recycle(Remedy):
 
     def plan(self, case: Case) -> Plan:
         """Plan fresh incoming rows and zero outgoing columns."""
-        producer = case.producer()
+        layers = case.layers()
         require_separable(case)
-        case.require_trainable(*producer.names)
         edits, restarts, _ = case.silence(quiet=True)
-        fresh = fresh_like(case.surgery.module(producer.module), case.seed)
-        rows: list[tuple[Edit, Restart | None]] = [
-            _row(case, name, fresh[name.rpartition(".")[2]]) for name in producer.names
-        ]
-        for norm in case.norms():
-            rows += _fresh_norm(case, norm)
+        rows = [draw for nth, layer in enumerate(layers) for draw in _fresh(case, layer, nth)]
+        rows += [start for norm in case.norms() for start in _starts(case, norm)]
+        names = [name for wire in (*layers, *case.norms()) for name in wire.names]
+        told = " and ".join(layer.module for layer in layers)
+        stays = "".join(f"; {skip} adds to them as before" for skip in case.skips())
         return Plan(
             self.name,
             case.units,
-            edits=(*edits, *(edit for edit, _ in rows)),
-            restarts=(*restarts, *(restart for _, restart in rows if restart is not None)),
+            edits=(*edits, *chain.from_iterable(case.edits(*each) for each in rows)),
+            restarts=(*restarts, *chain.from_iterable(map(case.restarts, names))),
             quiet=True,
-            note=f"rows of {producer.module} drawn afresh",
+            note=f"rows of {told} drawn afresh" + stays,
         )
 
 
-def _row(case: Case, name: str, values: Tensor) -> tuple[Edit, Restart]:
-    axis, index = case.slices(name, case.units)
-    fresh = values.index_select(axis, torch.as_tensor(index))
-    return case.edit(name, fresh), case.restart(name)
+Rows = tuple[str, Tensor]
 
 
-def _fresh_norm(case: Case, norm: Wire) -> list[tuple[Edit, Restart | None]]:
+def _fresh(case: Case, layer: Wire, nth: int) -> list[Rows]:
+    """The rows of a layer as the module would draw them; each summand draws its own."""
+    case.require_trainable(*layer.names)
+    fresh = fresh_like(case.surgery.module(layer.module), case.seed + nth)
+    return [(name, case.rows(name, of=fresh[name.rpartition(".")[2]])) for name in layer.names]
+
+
+def _starts(case: Case, norm: Wire) -> list[Rows]:
     """A norm's rows as at its start: scale 1, shift 0, and running statistics to match."""
     case.require_trainable(*norm.names)
-    rows: list[tuple[Edit, Restart | None]] = []
-    starts = {norm.weight: 1.0, norm.bias: 0.0}
-    for name, start in starts.items():
-        if name is not None:
-            rows.append(_row(case, name, torch.full_like(case.surgery.tensor(name), start).cpu()))
     module = case.surgery.module(norm.module) if norm.module else None
+    starts = {norm.weight: 1.0, norm.bias: 0.0}
     for leaf, start in (("running_mean", 0.0), ("running_var", 1.0)):
-        running = getattr(module, leaf, None)
-        if isinstance(running, Tensor):
-            value = torch.full_like(running, start)[: len(case.units)]
-            rows.append((case.edit(f"{norm.module}.{leaf}", value), None))
-    return rows
+        if isinstance(getattr(module, leaf, None), Tensor):
+            starts[f"{norm.module}.{leaf}"] = start
+    names = [(name, start) for name, start in starts.items() if name is not None]
+    return [(name, torch.full_like(case.rows(name), start)) for name, start in names]

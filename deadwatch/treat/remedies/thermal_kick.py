@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
@@ -11,12 +12,11 @@ from deadwatch.treat.remedies.base import (
     Case,
     Plan,
     Remedy,
-    fresh_like,
-    private_random,
     require_number,
     require_quiet,
     require_separable,
 )
+from deadwatch.treat.remedies.fresh import fresh_like, private_random
 from deadwatch.treat.surgery import Edit
 
 
@@ -45,45 +45,46 @@ class ThermalKick(Remedy):
 
     def plan(self, case: Case) -> Plan:
         """Plan a kick for every unit of the case."""
-        producer = case.producer()
+        layers = case.layers()
         require_separable(case)
         edits, restarts, quiet = case.silence(self.quiet)
-        spreads = {name: self._spread(case, name) for name in producer.names}
+        spreads = {name: _spread(case, wire, name) for wire in layers for name in wire.names}
         for norm in case.norms():
             if norm.bias is not None:
                 spreads[norm.bias] = _norm_spread(case, norm)
         case.require_trainable(*spreads)
         with private_random(case.seed) as generator:
             kicks = [_kick(case, name, self.scale * s, generator) for name, s in spreads.items()]
-        rows = [case.restart(name) for name in spreads]
+        rows = [case.restarts(name) for name in spreads]
         sizes = ", ".join(f"{name} ±{self.scale * s:.3g}" for name, s in spreads.items())
         return Plan(
             self.name,
             case.units,
-            edits=(*edits, *kicks),
-            restarts=(*restarts, *rows),
+            edits=(*edits, *chain.from_iterable(kicks)),
+            restarts=(*restarts, *chain.from_iterable(rows)),
             quiet=quiet,
             note=sizes,
         )
 
-    def _spread(self, case: Case, name: str) -> float:
-        axis, index = case.slices(name, case.live)
-        live = case.surgery.rows(name, index, axis)
-        spread = float(live.float().std(correction=0)) if live.numel() else 0.0
-        if spread > 0:
-            return spread
-        fresh = fresh_like(case.surgery.module(case.producer().module), case.seed)
-        return float(fresh[name.rpartition(".")[2]].float().std(correction=0))
+
+def _spread(case: Case, layer: Wire, name: str) -> float:
+    """How far the live units' values of a layer's parameter lie apart, or its fresh ones."""
+    live = case.rows(name, case.live)
+    spread = float(live.float().std(correction=0)) if live.numel() else 0.0
+    if spread > 0:
+        return spread
+    fresh = fresh_like(case.surgery.module(layer.module), case.seed)
+    return float(fresh[name.rpartition(".")[2]].float().std(correction=0))
 
 
 def _norm_spread(case: Case, norm: Wire) -> float:
     """The live units' pre-activation spread after a norm: the size of the norm's scale."""
     if norm.weight is None or not len(case.live):
         return 1.0
-    return float(case.surgery.rows(norm.weight, norm.slices(case.live)).float().abs().mean())
+    return float(case.rows(norm.weight, case.live).float().abs().mean())
 
 
-def _kick(case: Case, name: str, size: float, generator: torch.Generator) -> Edit:
+def _kick(case: Case, name: str, size: float, generator: torch.Generator) -> tuple[Edit, ...]:
     old = case.rows(name)
     noise = torch.randn(old.shape, generator=generator) * size
-    return case.edit(name, old.float() + noise.to(old.device))
+    return case.edits(name, old.float() + noise.to(old.device))

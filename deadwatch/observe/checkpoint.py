@@ -1,0 +1,119 @@
+"""What a checkpoint keeps of the observations, so that a resumed run goes on where it stopped."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from deadwatch.errors import DeadwatchError, ResumeWarning
+from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.calls import Calls, Clock
+from deadwatch.observe.knowledge import Knowledge
+from deadwatch.observe.layout import Layout
+from deadwatch.observe.sites import Selection, readable
+from deadwatch.plain import from_plain, to_plain
+
+
+def save(calls: Calls, model: nn.Module) -> dict[str, Any]:
+    """The window so far, and what is known of sites and wiring, in plain values."""
+    paths = {module: readable(path) for path, module in model.named_modules()}
+    return {
+        "clock": {name: getattr(calls.clock, name) for name in _OF_CLOCK},
+        "sites": [_site(state, calls) for state in calls.sites.values()],
+        "wiring": to_plain(calls.tracer.knowledge),
+        "traced": sorted(paths[module] for module in calls.traced if module in paths),
+        "given_up": sorted(calls.given_up),
+    }
+
+
+_OF_CLOCK = ("tick", "reported", "window", "start")
+
+
+def _site(state: SiteState, calls: Calls) -> dict[str, Any]:
+    saved = state.state_dict()
+    if calls.graph.traced:  # graphs take moments by the clock and do not note when
+        saved["sampled"] = max(state.sampled, _last_moments(calls.clock))
+    return saved
+
+
+def _last_moments(clock: Clock) -> int:
+    """The last step of this window that was due for moments; -1 if it has none yet."""
+    done = clock.tick - 1 - clock.start
+    return clock.start + done // clock.every * clock.every if done >= 0 else -1
+
+
+def load(
+    saved: Mapping[str, Any],
+    calls: Calls,
+    layout: Layout,
+    selection: Selection,
+    model: nn.Module,
+    *,
+    measured: bool,
+) -> None:
+    """Take over what `save` returned.
+
+    Args:
+        saved: That.
+        calls: Where it goes; nothing may have been counted yet.
+        layout: The modules of the model.
+        selection: Which activations to watch.
+        model: The model.
+        measured: False to leave out what was measured in the window so far.
+
+    Raises:
+        DeadwatchError: Forwards have been counted already.
+    """
+    if calls.clock.tick or calls.sites:
+        raise DeadwatchError(
+            "the state is loaded after forwards have been counted; make a new Watch and load it "
+            "before the first forward"
+        )
+    for name in _OF_CLOCK:
+        setattr(calls.clock, name, saved["clock"][name])
+    modules = {readable(path): module for path, module in model.named_modules()}
+    states = [SiteState.load(site) for site in saved["sites"]]
+    kept = [state for state in states if _is_there(state, layout, selection, modules)]
+    _warn_of_others(states, kept)
+    for state in kept:
+        calls.sites[state.site.name] = state
+        if not measured:
+            state.restart(state.age)
+    calls.tracer.knowledge = from_plain(Knowledge, saved["wiring"])
+    calls.traced = {modules[path] for path in saved["traced"] if path in modules}
+    calls.given_up = set(saved["given_up"])
+    _load_places(kept, layout, calls.given_up)
+
+
+def _is_there(
+    state: SiteState, layout: Layout, selection: Selection, modules: Mapping[str, nn.Module]
+) -> bool:
+    if state.site.functional:
+        return readable(state.site.module) in modules and selection.wants(state.base)
+    return any(place.wanted and place.base == state.base for place in layout.places)
+
+
+def _warn_of_others(states: list[SiteState], kept: list[SiteState]) -> None:
+    others = [state.site.name for state in states if state not in kept]
+    if others:
+        warnings.warn(
+            f"the saved state knows activations that are not watched now, and that part of it is "
+            f"left out: {', '.join(others)}",
+            ResumeWarning,
+            stacklevel=5,
+        )
+
+
+def _load_places(states: list[SiteState], layout: Layout, given_up: set[str]) -> None:
+    """Give modules the gates that they had when the window began; they may be learned."""
+    gates = {(state.base, state.site.activation): state.gate for state in states}
+    for place in layout.places:
+        candidate = place.candidate
+        gate = gates.get((place.base, candidate.activation), candidate.gate)
+        place.candidate = replace(candidate, gate=gate)
+        place.waiting = [state for state in states if state.base == place.base]
+        place.failed = place.base in given_up

@@ -1,0 +1,48 @@
+"""A remedy that takes time: what goes on in a model after the treatment itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from deadwatch.errors import DeadwatchError
+from deadwatch.records import Ints, SiteReport
+from deadwatch.treat.surgery import Surgery
+
+
+class Course(ABC):
+    """A scheduled remedy in progress.
+
+    While it lasts its units are not treated again, and being alive is not counted as revived.
+
+    Attributes:
+        units: Units that are still in it (K,); may shrink as it goes on.
+        told: What the ledger should know when it has ended; empty if there is nothing to tell.
+    """
+
+    units: Ints
+    told: str = ""
+
+    @abstractmethod
+    def step(self, surgery: Surgery) -> bool:
+        """Advance one training step, without waiting for the device; True once it has ended."""
+
+    def review(self, report: SiteReport, surgery: Surgery) -> bool:
+        """Follow the verdict of a window, between two steps; True once it has ended."""
+        return False
+
+    @property
+    def held(self) -> float:
+        """Largest distance of a parameter from its own value; 0 when nothing is held."""
+        return 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `Remedy.resume` needs to go on with it: numbers, strings, tensors, lists of them.
+
+        Raises:
+            DeadwatchError: It does not say how it can be saved.
+        """
+        raise DeadwatchError(
+            f"{type(self).__name__} cannot be saved in a checkpoint; give it a state_dict, and "
+            "its remedy a resume(state, surgery)"
+        )

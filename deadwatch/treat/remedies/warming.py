@@ -1,0 +1,208 @@
+"""What a warming adds is held exactly, and taken out by a schedule or as its units allow."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deadwatch.records import Ints, SiteReport, State
+from deadwatch.treat.course import Course
+from deadwatch.treat.surgery import Edit, Surgery
+
+KEEP_OPEN = 0.05
+"""Share of the samples on which a unit has to stay open while its γ is taken out."""
+
+PATIENCE = 3
+"""Windows without room for less γ after which a closed loop gives up."""
+
+
+class Held:
+    """A γ in some rows of a bias: what is taken out in the end is what was put in.
+
+    Args:
+        bias: Name of the bias.
+        rows: The rows (K,).
+        own: Their values before (K,).
+        warm: Their values with γ (K,).
+    """
+
+    def __init__(self, bias: str, rows: Ints, own: Tensor, warm: Tensor) -> None:
+        self.bias, self.rows = bias, rows
+        self._own, self._last = own, warm
+        self._unmoved = torch.ones(len(rows), dtype=torch.bool, device=own.device)
+        self.added = exact(warm) - exact(own)
+        self.owed = self.added.clone()
+
+    def lower(self, surgery: Surgery, owed: Tensor) -> None:
+        """Take γ out until ``owed`` is left of it (K,)."""
+        now = surgery.rows(self.bias, self.rows)
+        self._unmoved &= now == self._last
+        lower = (exact(now) - (self.owed - owed)).to(now.dtype)
+        # A bias that nothing else has moved returns to its very bits.
+        lower = torch.where(self._unmoved & (owed == 0), self._own, lower)
+        surgery.put(Edit(self.bias, 0, self.rows, lower))
+        # Rounding may take out a little more or less: owe the difference, exactly.
+        left = self.owed - (exact(now) - exact(lower))
+        self.owed = torch.where(self._unmoved & (owed == 0), torch.zeros_like(left), left)
+        self._last = lower
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values to go on from."""
+        tensors = {name: getattr(self, name).cpu() for name in _TENSORS}
+        return {"bias": self.bias, "rows": self.rows.tolist(), **tensors}
+
+    @classmethod
+    def resume(cls, state: dict[str, Any], surgery: Surgery) -> Held:
+        """Go on from a `state_dict`."""
+        device = surgery.tensor(state["bias"]).device
+        tensors = {name: state[name].to(device) for name in _TENSORS}
+        rows = np.array(state["rows"], np.int64)
+        held = cls(state["bias"], rows, tensors["_own"], tensors["_last"])
+        vars(held).update(tensors)
+        return held
+
+
+_TENSORS = ("_own", "_last", "_unmoved", "added", "owed")
+
+
+class Warming(Course):
+    """γ is held for a while, then taken out by a fixed schedule.
+
+    Args:
+        units: The units that are warmed (K,).
+        held: Their γ.
+        hold: Steps at full γ.
+        anneal: Steps over which it goes.
+        cosine: Whether it goes by half a cosine, slowly at both ends, or linearly.
+    """
+
+    def __init__(self, units: Ints, held: Held, hold: int, anneal: int, cosine: bool) -> None:
+        self.units = units
+        self._held = held
+        self._hold, self._anneal, self._cosine = hold, anneal, cosine
+        self._steps = 0
+
+    @property
+    def held(self) -> float:
+        """Largest γ that is still in a bias."""
+        return float(self._held.owed.abs().max())
+
+    def step(self, surgery: Surgery) -> bool:
+        """Advance one step; take out what the schedule no longer allows."""
+        self._steps += 1
+        gone = min(1.0, max(0, self._steps - self._hold) / self._anneal)
+        left = (1 + math.cos(math.pi * gone)) / 2 if self._cosine else 1 - gone
+        if gone > 0:
+            self._held.lower(surgery, self._held.added * (left if gone < 1 else 0.0))
+        return gone == 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule stands."""
+        return {"steps": self._steps, "units": self.units.tolist(), **self._held.state_dict()}
+
+    def resume(self, state: dict[str, Any]) -> Warming:
+        """Go on from a `state_dict`."""
+        self._steps = state["steps"]
+        return self
+
+
+class ClosedLoop(Course):
+    """γ is taken out only as fast as its unit stays open without it.
+
+    At every window's end, each unit's γ falls by what its pre-activations leave room for: so much
+    that it stays open on `KEEP_OPEN` of the samples, at most by the share of ``anneal`` steps that
+    the window was long. A unit that leaves no room for `PATIENCE` windows keeps what it still
+    needs as its own bias, and that is told.
+
+    Args:
+        units: The units that are warmed (K,).
+        held: Their γ.
+        hold: Steps at full γ.
+        anneal: Steps over which it goes at the fastest.
+    """
+
+    def __init__(self, units: Ints, held: Held, hold: int, anneal: int) -> None:
+        self.units = units
+        self._all = units
+        self._held = held
+        self._hold, self._anneal = hold, anneal
+        self._steps = self._reviewed = 0
+        self._stalled = np.zeros(len(units), np.int64)
+
+    @property
+    def held(self) -> float:
+        """Largest γ that is still to be taken out of a bias."""
+        owed = self._held.owed.abs().cpu().numpy()
+        return float(owed[np.isin(self._all, self.units)].max(initial=0.0))
+
+    def step(self, surgery: Surgery) -> bool:
+        """Count a step; γ changes only between windows."""
+        self._steps += 1
+        return False
+
+    def review(self, report: SiteReport, surgery: Surgery) -> bool:
+        """Take out what the window's statistics leave room for."""
+        since, self._reviewed = self._steps - self._reviewed, self._steps
+        if self._steps <= self._hold:
+            return False
+        added, owed = (t.cpu().double().numpy() for t in (self._held.added, self._held.owed))
+        room = np.clip(np.nan_to_num(_room(report, self._all)), 0, None)
+        # Less than a hundredth is not worth a window.
+        room[(report.state[self._all] < State.RARE) | (room < 0.01 * added)] = 0
+        going = (owed > 0) & np.isin(self._all, self.units)
+        self._stalled = np.where(going & (room == 0), self._stalled + 1, 0)
+        less = np.minimum(room, added * since / self._anneal)
+        left = np.where(owed - less > 0.01 * added, owed - less, 0)
+        left = np.where(going & ((left > 0) | (room >= owed)), left, owed)
+        if (left < owed).any():
+            self._held.lower(surgery, torch.as_tensor(left).to(self._held.owed))
+        self._end(np.where(going, left, 0))
+        return not len(self.units)
+
+    def _end(self, left: np.ndarray[Any, Any]) -> None:
+        """Let go of the units that need no γ any more, or cannot do without."""
+        stuck = (left > 0) & (self._stalled >= PATIENCE)
+        if stuck.any():
+            more = f"γ up to {left[stuck].max():.3g} stays in {int(stuck.sum())} units"
+            self.told = "; ".join(filter(None, (self.told, more)))
+        self.units = self._all[(left > 0) & ~stuck]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the loop stands."""
+        return {
+            "steps": self._steps,
+            "reviewed": self._reviewed,
+            "stalled": self._stalled.tolist(),
+            "left": self.units.tolist(),
+            "units": self._all.tolist(),
+            "told": self.told,
+            **self._held.state_dict(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> ClosedLoop:
+        """Go on from a `state_dict`."""
+        self._steps, self._reviewed = state["steps"], state["reviewed"]
+        self._stalled = np.array(state["stalled"], np.int64)
+        self.units = np.array(state["left"], np.int64)
+        self.told = state["told"]
+        return self
+
+
+def _room(report: SiteReport, units: Ints) -> np.ndarray[Any, Any]:
+    """How far each unit's pre-activations could sink and leave it open often enough (K,)."""
+    gate = report.site.gate
+    entry = gate.low if gate.inside else gate.high
+    mean, std, top = report.mean[units], report.std[units], report.max[units]
+    quantile = mean + std * NormalDist().inv_cdf(1 - KEEP_OPEN)
+    room: np.ndarray[Any, Any] = np.minimum(quantile, top - 0.1 * std) - entry
+    return room
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """In a dtype in which sums of biases of this dtype are exact, where the device has it."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
