@@ -51,11 +51,10 @@ def train(policy: Policy | None, epochs: int) -> tuple[float, WindowReport]:
     digits = load_digits()
     x = torch.tensor(digits.data / 16, dtype=torch.float32)
     y = torch.tensor(digits.target)
-    model = nn.Sequential(
-        *(nn.Linear(64, 32), nn.ReLU()), *(nn.Linear(32, 32), nn.ReLU()), nn.Linear(32, 10)
-    )
+    first = nn.Linear(64, 32)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
     with torch.no_grad():
-        model[0].bias[:16] = -3
+        first.bias[:16] = -3
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with Watch(model, optimizer=optimizer, policy=policy) as watch:
         for epoch in range(epochs):
