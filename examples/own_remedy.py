@@ -83,9 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, WindowReport]:
         dead = int(report["1"].dead.sum())
         print(f"{name}: {accuracy:.1%} of the training set right, {dead} of 32 units dead")
         for outcome in report.outcomes:
-            print(
-                f"  {outcome.remedy}: {outcome.revived} of {outcome.units} units alive at the end"
-            )
+            print(f"  {outcome.remedy}: {outcome.revived} of {outcome.units} units are alive")
     return reports
 
 
