@@ -128,9 +128,13 @@ class SwappedActivation(nn.Module):
 
     def extended(self, mask: Tensor) -> SwappedActivation:
         """The same swap, with the same parameters and hooks, and further units in the mask."""
-        wider = copy.copy(self)
-        wider._buffers = {**self._buffers, MASK: torch.maximum(self.deadwatch_mask, mask.float())}
-        return wider
+        return self.masked(self.units() | (mask > 0))
+
+    def masked(self, mask: Tensor) -> SwappedActivation:
+        """The same swap, with the same parameters and hooks, for the units of this mask (C,)."""
+        other = copy.copy(self)
+        other._buffers = {**self._buffers, MASK: mask.to(self.deadwatch_mask)}
+        return other
 
     def restored(self) -> nn.Module:
         """The original activation again, with the hooks that are on this module."""

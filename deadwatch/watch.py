@@ -24,7 +24,7 @@ from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
-from deadwatch.plain import require_version, stamped
+from deadwatch.plain import require_version, stamped, to_plain
 from deadwatch.records import WindowReport
 from deadwatch.settings import Settings, check_ownership, check_total_steps, optimizers_of
 from deadwatch.treat.clinic import Clinic
@@ -140,10 +140,11 @@ class Watch:
             clinic.detach()
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
-                f"watching ended while {clinic.in_course} units were being warmed: up to "
-                f"{clinic.held:.3g} of what was added is still in their biases, and stays there. "
-                "They were treated within hold + anneal steps of the end, or watch.step() was not "
-                "called after every optimizer.step().",
+                f"watching ended while {clinic.in_course} units were being warmed or annealed: up "
+                f"to {clinic.held:.3g} of what was added to their biases, or of the function they "
+                "were swapped to, is still there, and stays. They were treated within hold + "
+                "anneal steps of the end, or watch.step() was not called after every "
+                "optimizer.step().",
                 UnfinishedCourseWarning,
                 stacklevel=2,
             )
@@ -292,7 +293,7 @@ class Watch:
         """
         flow = {"stepped": self._stepped, "closed": self._closed}
         ranks = every_rank(self._taps.state_dict())
-        clinic = None if self._clinic is None else self._clinic.state_dict()
+        clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -317,11 +318,20 @@ class Watch:
             )
         self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
-        self._saved_clinic = state["clinic"]
+        self._saved_clinic = to_plain(state["clinic"])  # the caller keeps what it gave
         self._resume_clinic()
 
     def _resume_clinic(self) -> None:
         """Hand the clinic its saved state as soon as there are both."""
+        if self._policy is None and self._saved_clinic is not None:
+            count = len(self._saved_clinic["ledger"])
+            warnings.warn(
+                f"the state is that of a run with a policy, and this Watch has no policy: what "
+                f"became of {count} treatments is left out, and schedules in progress end here",
+                ResumeWarning,
+                stacklevel=3,
+            )
+            self._saved_clinic = None
         if self._clinic is not None and self._saved_clinic is not None:
             self._clinic.load_state_dict(self._saved_clinic)
             self._clinic.attach()

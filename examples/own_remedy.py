@@ -51,11 +51,10 @@ def train(policy: Policy | None, epochs: int) -> tuple[float, WindowReport]:
     digits = load_digits()
     x = torch.tensor(digits.data / 16, dtype=torch.float32)
     y = torch.tensor(digits.target)
-    model = nn.Sequential(
-        *(nn.Linear(64, 32), nn.ReLU()), *(nn.Linear(32, 32), nn.ReLU()), nn.Linear(32, 10)
-    )
+    first = nn.Linear(64, 32)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
     with torch.no_grad():
-        model[0].bias[:16] = -3
+        first.bias[:16] = -3
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     with Watch(model, optimizer=optimizer, policy=policy) as watch:
         for epoch in range(epochs):
@@ -84,9 +83,7 @@ def main(arguments: list[str] | None = None) -> dict[str, WindowReport]:
         dead = int(report["1"].dead.sum())
         print(f"{name}: {accuracy:.1%} of the training set right, {dead} of 32 units dead")
         for outcome in report.outcomes:
-            print(
-                f"  {outcome.remedy}: {outcome.revived} of {outcome.units} units alive at the end"
-            )
+            print(f"  {outcome.remedy}: {outcome.revived} of {outcome.units} units are alive")
     return reports
 
 

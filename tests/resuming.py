@@ -40,6 +40,7 @@ class Setup:
     policy: Callable[[], Policy | None] = lambda: None
     optimizer: Callable[[Any], Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-2)
     batch: tuple[int, ...] = (8, 12)
+    loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss
     watch: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,9 +94,10 @@ class Run:
         generator = torch.Generator().manual_seed(self.step)
         x = torch.randn(*self.setup.batch, generator=generator)
         self.optimizer.zero_grad()
-        self.model(x).float().square().mean().backward()
+        loss = self.model(x).float().square().mean()
+        loss.backward()
         self.optimizer.step()
-        self.watch.step()
+        self.watch.step(self.setup.loss(self.step, loss.detach()))
         self.step += 1
 
     def judge(self) -> None:

@@ -51,10 +51,10 @@ def test_the_born_dead_are_found_before_training(capsys: pytest.CaptureFixture[s
 
 
 def test_a_remedy_and_a_policy_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
-    reports = own_remedy.main(["--epochs", "3"])
-    assert reports["watched"]["1"].dead.sum() >= 16
-    assert reports["mirrored"]["1"].dead.sum() == 0
-    assert re.search(r"Mirror: (\d+) of \1 units are alive", capsys.readouterr().out)
+    reports = own_remedy.main(["--epochs", "5"])
+    assert reports["watched"]["1"].dead.sum() >= 14
+    assert reports["mirrored"]["1"].dead.sum() <= 2
+    assert re.search(r"Mirror: 1\d of 1\d units are alive", capsys.readouterr().out)
 
 
 def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,10 +11,20 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateFinder, ModelCheckpoint
 from torch import Tensor, nn
 
-from deadwatch import DeadWatch, Policy, Rules, WindowReport
+from deadwatch import (
+    BiasWarming,
+    DeadWatch,
+    Policy,
+    Recycle,
+    Remedy,
+    Rules,
+    Swap,
+    ThermalKick,
+    WindowReport,
+)
 from deadwatch.show.tensorboard import MODEL_TAG
 from tests.fitting import Module, curve, events, fit, hooks_on, lightning_remarks, loader
 from tests.resuming import differences
@@ -24,6 +34,8 @@ EPOCHS, BATCHES = 3, 4
 
 class Resumable(Module):
     """Its data depend on the number of the step alone, not on where a loader stands."""
+
+    lr = 1e-3  # what a finder asks for
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.trainer.global_step)
@@ -163,6 +175,27 @@ def test_a_checkpoint_is_told_by_monitors_at_a_missed_epoch_end(tmp_path: Path) 
     assert seen == [6 / 32] * BATCHES
 
 
+# ── treatments ──────────────────────────────────────────────────────────────────────────
+
+REMEDIES: dict[str, Remedy | list[Remedy]] = {
+    "warming": BiasWarming(hold=1, anneal=3),
+    "closed loop": BiasWarming(hold=1, anneal=4, schedule="closed-loop"),
+    "leaky for a while": Swap("leaky_relu", anneal=5),
+    "learned slopes": Swap("prelu"),
+    "ladder": [BiasWarming(gamma=0.1, hold=0, anneal=2, quiet=False), Recycle(), ThermalKick()],
+}
+
+
+@pytest.mark.filterwarnings("ignore::deadwatch.errors.UnfinishedCourseWarning")
+@pytest.mark.parametrize("window", ["epoch", 3])
+@pytest.mark.parametrize("name", REMEDIES)
+def test_treatments_do_not_depend_on_interruptions(name: str, window: Any, tmp_path: Path) -> None:
+    policy = Policy(REMEDIES[name], when=0.01, cooldown=0, control=0.2)
+    fitted = Fit(watcher(policy, window=window), tmp_path)
+    assert resumed_differently(fitted) == {}
+    assert any(report and report.treatments for report in fitted.run()["reports"].values())
+
+
 # ── when nothing is to be resumed ───────────────────────────────────────────────────────
 
 
@@ -209,10 +242,14 @@ def test_a_checkpoint_of_weights_alone_starts_anew(tmp_path: Path) -> None:
 def test_looking_for_a_learning_rate_does_not_lose_what_is_resumed(tmp_path: Path) -> None:
     path = first_checkpoint(tmp_path)
     watching = watcher()()
-    watching.setup(None, None, "fit")
-    state = torch.load(path, weights_only=True)["callbacks"][watching.state_key]
-    watching.load_state_dict(state)
-    assert watching.state_dict() == state
+    finder = LearningRateFinder(num_training_steps=3, early_stop_threshold=None)
+    fit_anew([watching, finder], tmp_path, path, {"max_epochs": 1})
+    assert watching.report is not None
+    window = watching.report.window
+    # Where the loader goes on after a finder is Lightning's affair.
+    assert (window.index, window.first_step) == (0, 0)
+    assert window.last_step >= BATCHES - 1
+    assert watching.report["net.1"].samples == (window.last_step + 1) * 16
 
 
 @pytest.mark.parametrize(("window", "ends"), [(1, 2), (3, 2), ("epoch", 3)])

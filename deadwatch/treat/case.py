@@ -189,6 +189,16 @@ class Case:
         """A fresh start for the optimizer's state of the treated units' rows."""
         return restarts(name, self.places(name, self.units), self.places(name, self.live))
 
+    def renewals(self) -> tuple[Restart, ...]:
+        """A fresh start for the optimizer's state of all rows that make the treated units.
+
+        For a remedy that leaves them as they are: they are about to learn again, and the state of
+        a long dead unit would have their first steps leap.
+        """
+        names = [name for wire in self.report.site.producers for name in wire.names]
+        trained = [name for name in names if not self._untreatable(name)]
+        return tuple(restart for name in trained for restart in self.restarts(name))
+
     def edit(self, name: str, rows: Tensor) -> Edit:
         """`edits`, of a tensor in which the units lie in one place, such as a bias."""
         return Edit(name, *self.slices(name, self.units), rows)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from deadwatch.activations import MASK, SwappedActivation
@@ -84,6 +83,7 @@ class Theatre:
                 assert producers[0].weight is not None
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
+                self.optimizers.exempt([parameter])  # a slope shall not decay to zero
         if isinstance(old, SwappedActivation) and isinstance(module, SwappedActivation):
             return [self._widened(path, old.deadwatch_mask)]
         return []
@@ -100,7 +100,7 @@ class Theatre:
         before = self._replaced.get(now)
         if any(change.tensor == f"{path}.{MASK}" for change in treatment.changes):
             assert isinstance(now, SwappedActivation)
-            before = now.extended(torch.zeros_like(now.deadwatch_mask))  # its mask follows
+            before = now.masked(now.units())  # its mask is written back with the changes
         elif before is None and isinstance(now, SwappedActivation):
             before = now.restored()  # the run was resumed since
         elif before is None:  # an annealed swap has returned already

@@ -100,7 +100,7 @@ class BiasWarming(Remedy):
             self.name,
             units,
             edits=(*edits, case.edit(bias, warm)),
-            restarts=(*restarts, case.restart(bias)),
+            restarts=(*restarts, *case.renewals()),
             course=course,
             quiet=quiet,
             note=f"γ {gammas.min():.3g} to {gammas.max():.3g} on {bias}",

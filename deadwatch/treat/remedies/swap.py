@@ -104,7 +104,7 @@ class Swap(Remedy):
             self.name,
             case.units,
             edits,
-            restarts,
+            (*restarts, *case.renewals()),
             swap=(site.module, self._module(case, old)),
             course=way_back,
             quiet=quiet,
