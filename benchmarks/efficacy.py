@@ -170,7 +170,7 @@ def save(results: Results, out: Path) -> None:
         for name, arms in results.items()
     }
     fresh = out.with_suffix(".part")
-    fresh.write_text(json.dumps(plain, indent=1) + "\n")
+    fresh.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
     fresh.replace(out)
 
 

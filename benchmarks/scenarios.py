@@ -175,7 +175,7 @@ def born_dead(act: Activation, depth: int, width: int) -> nn.Sequential:
         model = deep(act, depth, width)
         x = bundled("digits").x
         with torch.no_grad():
-            for layer in model[:-1:2]:
+            for layer in list(model)[:-1:2]:
                 x = layer(x).relu()
         if not x.any():
             return model
@@ -272,12 +272,13 @@ class Residual(nn.Module):
 def sparse_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Squared error plus a fraction of the sum of latent sizes."""
     assert isinstance(model, SparseAutoencoder)
-    error = (model(x) - y).square().sum(1).mean()
-    return error + 0.03 * model.latents.abs().sum(1).mean()
+    wrong: Tensor = model(x) - y
+    return wrong.square().sum(1).mean() + 0.03 * model.latents.abs().sum(1).mean()
 
 
 def squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return (model(x).view_as(y) - y).square().mean()
+    wrong: Tensor = model(x).view_as(y) - y
+    return wrong.square().mean()
 
 
 def relative(model: nn.Module, task: Task) -> float:
@@ -294,7 +295,7 @@ def sparse(model: nn.Module, task: Task) -> float:
 
 def bandit(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Policy gradient: an action is drawn for each sample, and only its reward is seen."""
-    log_p = model(x).log_softmax(1)
+    log_p: Tensor = model(x).log_softmax(1)
     action = log_p.detach().exp().nan_to_num(1).clamp_min(1e-9).multinomial(1).squeeze(1)
     reward = (action == y).float()
     chosen = log_p.gather(1, action[:, None]).squeeze(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,9 @@ def test_what_is_in_the_file_is_not_run_again(theirs: list[str], tmp_path: Path)
 
 
 def test_processes_give_the_same_scores(theirs: list[str], tmp_path: Path) -> None:
-    def scores(jobs: str) -> list[float]:
+    def scores(jobs: str) -> dict[str, float]:
         rest = [*theirs, "--only", "Recycle", "--jobs", jobs, "--out", str(tmp_path / jobs)]
-        return [one["0"].score for one in efficacy.main(rest)["theirs"].values()]
+        return {arm: one["0"].score for arm, one in efficacy.main(rest)["theirs"].items()}
 
     assert scores("2") == scores("1")
 
@@ -110,7 +111,7 @@ def test_the_share_of_the_gap_is_that_of_the_oracle(lower: bool) -> None:
         oracle=[80.0 * sign, 82.0 * sign],
         arm=[70.0 * sign, 72.0 * sign],
     )
-    scenario = Scenario("one", *([lambda: None] * 3), lower=lower)
+    scenario = replace(SCENARIOS[0], name="one", lower=lower)
     row = efficacy.summary(results, [scenario], ["arm"]).splitlines()[-1]
     assert [part.strip() for part in row.split("|")][2:-1] == [
         *("+30.0", "-10.0", "75%"),
@@ -146,8 +147,7 @@ def test_every_scenario_trains_under_watch(scenario: Scenario) -> None:
     torch.manual_seed(0)
     task: Task = scenario.tasks()[0]
     few = Task(task.x[:320], task.y[:320], task.x_out[:64], task.y_out[:64])
-    vars_of = {name: getattr(scenario, name) for name in scenario.__dataclass_fields__}
-    short = Scenario(**{**vars_of, "tasks": lambda: [few], "epochs": 1})
+    short = replace(scenario, tasks=lambda: [few], epochs=1)
     found = efficacy.run(short, Arm(Policy(Recycle(), when=0.0)), seed=0)
     assert 0 <= found.score <= 100
 
