@@ -10,7 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deadwatch.errors import ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.fusing import fuse
     from deadwatch.judge.rules import Rules
     from deadwatch.lightning import DeadWatch
     from deadwatch.records import (
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
         WindowReport,
         Wire,
     )
+    from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
+    from deadwatch.treat.case import Case
     from deadwatch.treat.course import Course
     from deadwatch.treat.policy import Policy
     from deadwatch.treat.remedies import (
         BiasWarming,
+        NoBiasDecay,
         PositiveBias,
         Recycle,
         Restandardize,
@@ -37,30 +41,33 @@ if TYPE_CHECKING:
         Swap,
         ThermalKick,
     )
-    from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+    from deadwatch.treat.remedies.base import Plan, Remedy
     from deadwatch.treat.remedies.preventive import Preventive
     from deadwatch.watch import Watch
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "deadwatch.errors": ("ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.errors": ("CannotTreat", "ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.fusing": ("fuse",),
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
     "deadwatch.records": (
         *("Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
         *("WindowReport", "Wire"),
     ),
+    "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
+    "deadwatch.treat.case": ("Case",),
     "deadwatch.treat.policy": ("Policy",),
     "deadwatch.treat.course": ("Course",),
     "deadwatch.treat.remedies": (
-        *("BiasWarming", "PositiveBias", "Recycle", "Restandardize", "Revive", "Swap"),
-        "ThermalKick",
+        *("BiasWarming", "NoBiasDecay", "PositiveBias", "Recycle", "Restandardize", "Revive"),
+        *("Swap", "ThermalKick"),
     ),
     "deadwatch.treat.remedies.preventive": ("Preventive",),
-    "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
+    "deadwatch.treat.remedies.base": ("Plan", "Remedy"),
     "deadwatch.watch": ("Watch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -75,6 +82,7 @@ __all__ = [
     "DeadwatchError",
     "DeadwatchWarning",
     "Gate",
+    "NoBiasDecay",
     "Outcome",
     "Plan",
     "Policy",
@@ -96,6 +104,9 @@ __all__ = [
     "Watch",
     "WindowReport",
     "Wire",
+    "fuse",
+    "load_from_checkpoint",
+    "restore",
     "scan",
 ]
 

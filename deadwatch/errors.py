@@ -7,6 +7,10 @@ class DeadwatchError(Exception):
     """Base of all errors raised by deadwatch."""
 
 
+class CannotTreat(DeadwatchError):
+    """A remedy does not apply to a case; the message says why."""
+
+
 class ConfigError(DeadwatchError, ValueError):
     """An argument is wrong; the message names the value, what was expected and the way out."""
 
@@ -41,6 +45,10 @@ class OptimizerStateWarning(DeadwatchWarning):
 
 class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
+
+
+class UnfusedSwapWarning(DeadwatchWarning):
+    """A swapped activation has no equivalent in ``torch.nn`` and stays as it is."""
 
 
 class UnfinishedCourseWarning(DeadwatchWarning):

@@ -11,14 +11,18 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
+from deadwatch.restoring import follow, forget_loading, reconcile_on_load
+from deadwatch.settings import Settings
 from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
 from deadwatch.treat.policy import Policy
-from deadwatch.watch import Settings, Watch
+from deadwatch.watch import Watch
 
 if TYPE_CHECKING:
     from pytorch_lightning import Callback as _Callback
@@ -84,13 +88,23 @@ class DeadWatch(_Callback):
         self.watch: Watch | None = None
         self._untreated: WindowReport | None = None
         self._treated: WindowReport | None = None
+        self._loaded: Mapping[str, Any] | None = None
         self._batches = 0
+        self._epoch = 0
         self._step = 0
         self._suspended = False
         self._console = ConsoleView()
         self._views: dict[int, TensorBoardView] = {}
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Let checkpoints that hold swaps, or lack them, find their architecture."""
+        self._loaded = None  # what is loaded for this run comes later
+        if stage == "fit":
+            self.watch = None
+        for module in (pl_module, *_averaged_copies(trainer)):
+            reconcile_on_load(module)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; whatever runs from here on inside a training batch counts."""
@@ -103,19 +117,20 @@ class DeadWatch(_Callback):
         self._batches = 0
         self._console = ConsoleView()
         self._views = {}
+        self._resume(self.watch)
         self.watch.attach()
         self.watch.pause()
         # Every rank logs the same merged figures; Lightning's advice to reduce each of them again
         # would cost one collective a curve.
         warnings.filterwarnings("ignore", message=r".*`self\.log\('dead")
-        for callback in trainer.callbacks:
-            if getattr(callback, "_average_model", None) is not None:
-                name = type(callback).__name__
-                self.watch.forbid_swaps(f"the copy that {name} averages would not be swapped")
+        for copy in _averaged_copies(trainer):
+            if type(copy) is not type(pl_module):
+                name = type(copy).__name__
+                self.watch.forbid_swaps(f"the averaged copy is a {name}, which cannot be followed")
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""
-        if self.watch is not None and self._window != "epoch" and self._batches:
+        if self.watch is not None and self._batches:
             self._batches = 0
             self.report = self._with_treatments(self.watch.close_window(treat=False))
             step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
@@ -129,13 +144,19 @@ class DeadWatch(_Callback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Detach: after an exception nothing else is called."""
         self._detach()
+        self._forget(trainer, pl_module)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Detach, should nothing else have."""
+        self._loaded = None
         self._detach()
+        self._forget(trainer, pl_module)
+
+    def _forget(self, trainer: Any, pl_module: Any) -> None:
+        for module in (pl_module, *_averaged_copies(trainer)):
+            forget_loading(module)
 
     def _detach(self) -> None:
-        self._untreated = None
         self._suspended = False
         if self.watch is not None:
             self.watch.detach()
@@ -148,8 +169,9 @@ class DeadWatch(_Callback):
         """Apply what the last window called for, and count from here on."""
         if self.watch is None or trainer.fit_loop._skip_backward:
             return  # a pass that only refreshes batch norms after weight averaging
+        self._close_missed(trainer, pl_module, self.watch)
         if self._untreated is not None and not _averages(trainer):
-            self._treat(trainer, self.watch, self._untreated)
+            self._treat(trainer, pl_module, self.watch, self._untreated)
         self._untreated = None
         self.watch.resume(reports_steps=True)
 
@@ -160,9 +182,13 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.fit_loop._skip_backward:
             return
         self.watch.pause()
+        replaced = self.watch.replaced
         self.watch.step(_loss(outputs))
+        if self.watch.replaced > replaced:
+            _follow(trainer, pl_module)
         self._batches += 1
-        if self._batches == self._window:
+        # A run may be resumed with a shorter window than it had.
+        if self._window != "epoch" and self._batches >= self._window:
             self._close(trainer, pl_module, self.watch)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -193,12 +219,21 @@ class DeadWatch(_Callback):
         if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
             self._log_so_far(trainer, pl_module, self.watch)
 
+    def _close_missed(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
+        """Close the window of an epoch whose end a resumed run never came to.
+
+        Resumed after an epoch's last batch, Lightning goes on with the next epoch.
+        """
+        if self._window == "epoch" and self._batches and self._epoch != trainer.current_epoch:
+            self._close(trainer, pl_module, watch, missed=True)
+        self._epoch = trainer.current_epoch
+
     def _log_so_far(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
         ratio = watch.peek().dead_ratio
         if math.isfinite(ratio):
             pl_module.log(MODEL_TAG, ratio, logger=False)
 
-    def _close(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
+    def _close(self, trainer: Any, pl_module: Any, watch: Watch, *, missed: bool = False) -> None:
         self._batches = 0
         # Lightning counts a batch only after its end hooks, and logs an epoch at its last batch.
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -206,17 +241,19 @@ class DeadWatch(_Callback):
         verdict = watch.close_window(treat=False)
         self._untreated = verdict if self._settings.treats else None
         self.report = self._with_treatments(verdict)
-        self._log(trainer, pl_module, verdict)
+        self._log(trainer, pl_module, verdict, at_epoch_end=self._window == "epoch" and not missed)
         self._write_texts(trainer, verdict)
         line = self._console.line(self.report, self._when(trainer))
         if line is not None:
             pl_module.print(line)  # above the progress bar, on rank 0
 
-    def _log(self, trainer: Any, pl_module: Any, report: WindowReport) -> None:
+    def _log(
+        self, trainer: Any, pl_module: Any, report: WindowReport, *, at_epoch_end: bool
+    ) -> None:
         """Log all curves; Lightning writes them at the step it gives the epoch's metrics."""
         points = scalars(report)
         common: dict[str, Any] = {}
-        if self._window != "epoch":
+        if not at_epoch_end:
             # Lightning writes step metrics only now and then: hand them to the loggers directly.
             common |= {"on_step": True, "on_epoch": False, "logger": False, "batch_size": 1}
             for logger in trainer.loggers:
@@ -226,8 +263,11 @@ class DeadWatch(_Callback):
             shown = common | {"logger": False, "prog_bar": True}
             pl_module.log("dead", points[MODEL_TAG], **shown)
 
-    def _treat(self, trainer: Any, watch: Watch, verdict: WindowReport) -> None:
+    def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
+        replaced = watch.replaced
         self._treated = watch.treat(verdict)
+        if watch.replaced > replaced:
+            _follow(trainer, pl_module)
         self._write_texts(trainer, self._treated)
         self._console.treated(self._treated)
 
@@ -248,8 +288,52 @@ class DeadWatch(_Callback):
 
     def _when(self, trainer: Any) -> str:
         if self._window == "epoch":
-            return f"epoch {trainer.current_epoch}"
+            return f"epoch {self._epoch}"
         return f"step {self._step}"
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, so that a resumed run goes on as if not interrupted."""
+        if self._loaded is not None:  # a run that has not begun, say while a rate is looked for
+            return dict(self._loaded)
+        if self.watch is None:
+            return {}
+        return {
+            "watch": self.watch.state_dict(),
+            "reports": {name: to_plain(getattr(self, name)) for name in _REPORTS},
+            "counts": {name: getattr(self, name) for name in _COUNTS},
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what a checkpoint holds until training begins; evaluation has no use for it."""
+        self._loaded = state_dict
+
+    def _resume(self, watch: Watch) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is None:
+            return
+        watch.load_state_dict(loaded["watch"])
+        for name in _REPORTS:
+            setattr(self, name, from_plain(WindowReport | None, loaded["reports"][name]))
+        for name in _COUNTS:
+            setattr(self, name, loaded["counts"][name])
+
+
+_REPORTS = ("report", "_untreated", "_treated")
+_COUNTS = ("_batches", "_epoch", "_step")
+
+
+def _averaged_copies(trainer: Any) -> list[Any]:
+    """The copies of the module whose weights other callbacks average."""
+    copies = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
+    found = [copy.module if isinstance(copy, AveragedModel) else copy for copy in copies]
+    return [copy for copy in found if copy is not None]
+
+
+def _follow(trainer: Any, pl_module: Any) -> None:
+    for copy in _averaged_copies(trainer):
+        follow(copy, pl_module)
 
 
 def _loss(outputs: Any) -> Any:

@@ -54,7 +54,7 @@ def to_plain(value: Any) -> Any:
     """A copy of a value in plain values; tensors and arrays become tensors on the host.
 
     Raises:
-        TypeError: It holds something that has no plain form, such as a module.
+        DeadwatchError: It holds something that has no plain form, such as a module.
     """
     if isinstance(value, np.generic):
         return value.item()
@@ -83,7 +83,10 @@ def _container_to_plain(value: Any) -> Any:
         return tuple(to_plain(item) for item in value)
     if isinstance(value, list):
         return [to_plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no plain form; expected records and plain values")
+    raise DeadwatchError(
+        f"{type(value).__name__} cannot be saved in a checkpoint; expected numbers, strings, "
+        "tensors, arrays, and lists, dicts or dataclasses of them"
+    )
 
 
 def from_plain(kind: Any, value: Any) -> Any:

@@ -20,7 +20,8 @@ from deadwatch.observe.reduce import aged
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
 from deadwatch.records import WindowReport
-from deadwatch.watch import Settings, warn_unseen
+from deadwatch.settings import Settings
+from deadwatch.watch import warn_unseen
 
 Forward = Callable[[nn.Module, Any], object]
 

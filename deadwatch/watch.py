@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -22,62 +22,15 @@ from deadwatch.errors import (
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
-from deadwatch.observe.sites import Selection, uncompiled
+from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
-from deadwatch.plain import require_version, stamped
+from deadwatch.plain import require_version, stamped, to_plain
 from deadwatch.records import WindowReport
+from deadwatch.settings import Settings, check_ownership, check_total_steps, optimizers_of
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy, resolve
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of a `Watch` that do not depend on the model, checked."""
-
-    policy: Policy | str | None = None
-    rules: Rules | None = None
-    include: Sequence[str] | str | None = None
-    exclude: Sequence[str] | str | None = None
-    unit_dim: Mapping[str, int] | None = None
-    stats_every_n_steps: int = 10
-    count_no_grad: bool = False
-
-    def __post_init__(self) -> None:
-        resolve(self.policy)
-        if not _whole(self.stats_every_n_steps) or self.stats_every_n_steps < 1:
-            raise ConfigError(
-                f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
-                "(every step) or more"
-            )
-        if self.rules is not None and not isinstance(self.rules, Rules):
-            raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
-        if not isinstance(self.count_no_grad, bool):
-            raise ConfigError(
-                f"count_no_grad is {self.count_no_grad!r}; expected True to count forwards under "
-                "no_grad too, or False"
-            )
-        for name in ("include", "exclude"):
-            _check_patterns(name, getattr(self, name))
-        dims = self.unit_dim
-        if dims is not None and (
-            not isinstance(dims, Mapping)
-            or not all(isinstance(key, str) and _whole(value) for key, value in dims.items())
-        ):
-            raise ConfigError(
-                f"unit_dim is {dims!r}; expected axes by pattern of the activation's path, such as "
-                "{'encoder.*': -1}"
-            )
-
-    @property
-    def treats(self) -> bool:
-        """Whether the policy does more than watch."""
-        return resolve(self.policy) is not None
-
-    def selection(self) -> Selection:
-        """Which activations to watch."""
-        return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
 
 
 class Watch:
@@ -140,10 +93,10 @@ class Watch:
             policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
         )
         self._policy = resolve(policy)
-        _check_total_steps(total_steps, policy)
+        check_total_steps(total_steps, policy)
         self._total_steps = total_steps
-        optimizers = _optimizers(optimizer)
-        _check_ownership(model, optimizers, self._policy, policy)
+        optimizers = optimizers_of(optimizer)
+        check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
         self._taps = Taps(model, settings.selection(), stats_every_n_steps, counting)
@@ -169,6 +122,8 @@ class Watch:
                 self._operation,
             )
             self._resume_clinic()
+        if self._clinic is not None:
+            self._clinic.attach()
         self._taps.attach()
         return self
 
@@ -181,12 +136,15 @@ class Watch:
         """Take every hook off the model; does nothing if none is on."""
         attached, clinic = self._taps.attached, self._clinic
         self._taps.detach()
+        if clinic is not None:
+            clinic.detach()
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
-                f"watching ended while {clinic.in_course} units were being warmed: up to "
-                f"{clinic.held:.3g} of what was added is still in their biases, and stays there. "
-                "They were treated within hold + anneal steps of the end, or watch.step() was not "
-                "called after every optimizer.step().",
+                f"watching ended while {clinic.in_course} units were being warmed or annealed: up "
+                f"to {clinic.held:.3g} of what was added to their biases, or of the function they "
+                "were swapped to, is still there, and stays. They were treated within hold + "
+                "anneal steps of the end, or watch.step() was not called after every "
+                "optimizer.step().",
                 UnfinishedCourseWarning,
                 stacklevel=2,
             )
@@ -251,6 +209,11 @@ class Watch:
         """Refuse remedies that replace modules, with this reason; call it when attached."""
         if self._clinic is not None:
             self._clinic.no_swaps = reason
+
+    @property
+    def replaced(self) -> int:
+        """Activation modules replaced so far, by swaps and at the end of annealed ones."""
+        return self._clinic.replaced if self._clinic is not None else 0
 
     @property
     def steps(self) -> int:
@@ -330,7 +293,7 @@ class Watch:
         """
         flow = {"stepped": self._stepped, "closed": self._closed}
         ranks = every_rank(self._taps.state_dict())
-        clinic = None if self._clinic is None else self._clinic.state_dict()
+        clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -355,13 +318,23 @@ class Watch:
             )
         self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
-        self._saved_clinic = state["clinic"]
+        self._saved_clinic = to_plain(state["clinic"])  # the caller keeps what it gave
         self._resume_clinic()
 
     def _resume_clinic(self) -> None:
         """Hand the clinic its saved state as soon as there are both."""
+        if self._policy is None and self._saved_clinic is not None:
+            count = len(self._saved_clinic["ledger"])
+            warnings.warn(
+                f"the state is that of a run with a policy, and this Watch has no policy: what "
+                f"became of {count} treatments is left out, and schedules in progress end here",
+                ResumeWarning,
+                stacklevel=3,
+            )
+            self._saved_clinic = None
         if self._clinic is not None and self._saved_clinic is not None:
             self._clinic.load_state_dict(self._saved_clinic)
+            self._clinic.attach()
             self._saved_clinic = None
 
     def _warn_missing_step(self) -> None:
@@ -374,73 +347,6 @@ class Watch:
                 stacklevel=3,
             )
         self._stepped = False
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
-    if total_steps is not None and (not _whole(total_steps) or total_steps < 1):  # type: ignore[operator]
-        raise ConfigError(
-            f"total_steps is {total_steps!r}; expected the training steps of the whole run, or None"
-        )
-    if total_steps is None and isinstance(policy, Policy) and isinstance(policy.until, float):
-        raise ConfigError(
-            f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
-            "total_steps=... to Watch, or a training step as until"
-        )
-
-
-def _check_patterns(name: str, given: object) -> None:
-    patterns = [given] if isinstance(given, str) else given
-    if patterns is not None and (
-        not isinstance(patterns, (list, tuple))
-        or not all(isinstance(pattern, str) for pattern in patterns)
-    ):
-        raise ConfigError(
-            f"{name} is {given!r}; expected a pattern of activation paths such as 'encoder.*', or "
-            "a list of them"
-        )
-
-
-def _optimizers(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
-    if given is None:
-        return ()
-    several = isinstance(given, Iterable) and not isinstance(given, (str, type))
-    found: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
-    for one in found:
-        if not isinstance(one, Optimizer):
-            raise ConfigError(
-                f"optimizer is or holds a {type(one).__name__!r}; expected a "
-                "torch.optim.Optimizer, or several in a list"
-            )
-    return tuple(one for one in found if isinstance(one, Optimizer))
-
-
-def _check_ownership(
-    model: nn.Module,
-    optimizers: tuple[Optimizer, ...],
-    policy: Policy | None,
-    given: Policy | str | None,
-) -> None:
-    if policy is not None and not optimizers:
-        raise ConfigError(
-            f"policy {given!r} treats units, and their optimizer state has to follow: pass "
-            "optimizer=..., or policy='watch' to only watch"
-        )
-    mine = {id(parameter) for parameter in model.parameters()}
-    for optimizer in optimizers:
-        owned = [p for group in optimizer.param_groups for p in group["params"]]
-        if not any(id(parameter) in mine for parameter in owned):
-            raise ConfigError(
-                f"the {type(optimizer).__name__} given as optimizer updates no parameter of the "
-                "model; pass the one that was built from model.parameters()"
-            )
-
-
-def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:
-    return (given,) if isinstance(given, str) else given
 
 
 def warn_unseen(report: WindowReport) -> None:

@@ -96,3 +96,35 @@ def rows(mask: np.ndarray[Any, Any], axis: int = 0) -> list[int]:
     """Slices along an axis in which anything changed."""
     others = tuple(d for d in range(mask.ndim) if d != axis)
     return list(np.flatnonzero(mask.any(axis=others)))
+
+
+def refused(model: nn.Module, x: Tensor, remedy: Remedy, site: str = "1") -> str:
+    """The reason for which a remedy does not treat a site; asserts that nothing changed."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    watch = Watch(
+        model,
+        optimizer=optimizer,
+        policy=Policy(remedy, when=0.0),
+        rules=Rules(min_samples=1),
+        include=site.removesuffix("-2"),
+    )
+    with watch:
+        model(x)
+        before = copy.deepcopy(model.state_dict())
+        report = watch.close_window()
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert not report.treatments
+    (refusal,) = [refusal for refusal in report.refusals if refusal.site == site]
+    return refusal.reason
+
+
+def dead_chain(*middle: nn.Module, last: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), *middle, nn.ReLU(), last or nn.Linear(6, 3))
+    with torch.no_grad():
+        model[len(middle)].bias[0] = -99
+    return model
+
+
+X = torch.randn(50, 6, generator=torch.Generator().manual_seed(1))

@@ -55,6 +55,7 @@ def fit(
     tmp_path: Path,
     module: pl.LightningModule | None = None,
     package: Any = pl,
+    ckpt_path: Path | None = None,
     **arguments: Any,
 ) -> tuple[Any, Any]:
     """Fit with the given callbacks; returns the trainer and the module."""
@@ -70,7 +71,7 @@ def fit(
     trainer = package.Trainer(callbacks=callbacks, **(defaults | arguments))
     module = Module() if module is None else module
     with lightning_remarks():
-        trainer.fit(module, loader(), loader())
+        trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path)
     return trainer, module
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deadwatch import Policy, Rules, Watch, WindowReport
+from deadwatch import Policy, Rules, Watch, WindowReport, restore
 from deadwatch.plain import from_plain, to_plain
 
 STEPS, WINDOW = 14, 4
@@ -40,6 +40,7 @@ class Setup:
     policy: Callable[[], Policy | None] = lambda: None
     optimizer: Callable[[Any], Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-2)
     batch: tuple[int, ...] = (8, 12)
+    loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss
     watch: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,7 +52,7 @@ class Run:
         self.setup = setup
         self.model = setup.model()
         if state is not None:
-            self.model.load_state_dict(state["model"])
+            restore(self.model, state["model"])
         self.optimizer = setup.optimizer(self.model.parameters())
         arguments: dict[str, Any] = {"rules": Rules(min_samples=1), "stats_every_n_steps": 3}
         self.watch = Watch(
@@ -93,9 +94,10 @@ class Run:
         generator = torch.Generator().manual_seed(self.step)
         x = torch.randn(*self.setup.batch, generator=generator)
         self.optimizer.zero_grad()
-        self.model(x).float().square().mean().backward()
+        loss = self.model(x).float().square().mean()
+        loss.backward()
         self.optimizer.step()
-        self.watch.step()
+        self.watch.step(self.setup.loss(self.step, loss.detach()))
         self.step += 1
 
     def judge(self) -> None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from deadwatch import Recycle
 from deadwatch.errors import OptimizerStateWarning
 from deadwatch.records import Change
-from deadwatch.treat.moments import FIRST_MOMENTS, SECOND_MOMENTS
+from deadwatch.treat.moments import FIRST_MOMENTS, LATELY, SECOND_MOMENTS
 from deadwatch.treat.optim import OptimizerState, Restart, Rule, understood
 from tests.clinic import DEAD, Patient
 
@@ -108,42 +108,32 @@ def test_all_state_is_of_a_known_kind(build: Build) -> None:
     assert run.rows_of_state().keys() <= FIRST_MOMENTS | SECOND_MOMENTS
 
 
+def bounds(state: dict[str, Tensor], key: str) -> tuple[Tensor, Tensor]:
+    """What live rows allow: their gradients of late, and their own second moments."""
+    high = state[key][LIVE].median(0).values
+    if "exp_avg" not in state:
+        return high, high
+    lately = LATELY * state["exp_avg"][LIVE].square().mean(0)
+    return torch.minimum(lately.sqrt() if key == "exp_inf" else lately, high), high
+
+
 @every_known
-def test_rows_with_blown_up_moments_start_afresh(build: Build) -> None:
+@pytest.mark.parametrize("dead", [1e-3, 1.0, 300.0], ids=["decayed", "alike", "blown-up"])
+def test_first_moments_go_and_second_ones_stay_within_bounds(build: Build, dead: float) -> None:
     run = Gradients(build)
-    run.train(10)
-    run.train(3, dead=300.0)
+    run.train(5, dead=dead)
+    before = run.rows_of_state()
     run.treat()
     for key, value in run.rows_of_state().items():
         if key in FIRST_MOMENTS:
             assert not value[DEAD].any()
-        else:
-            assert torch.equal(value[DEAD], value[LIVE].median(0).values.expand(len(DEAD), -1))
-
-
-@every_known
-def test_rows_like_their_neighbours_keep_first_moments_and_more_than_typical_second_ones(
-    build: Build,
-) -> None:
-    run = Gradients(build)
-    run.train(30)
-    before = run.rows_of_state()
-    run.treat()
-    for key, value in run.rows_of_state().items():
-        old = before[key]
-        if key in SECOND_MOMENTS:
-            old[DEAD] = torch.maximum(old[DEAD], old[LIVE].median(0).values)
-        assert torch.equal(value, old), key
-
-
-@every_known
-def test_second_moments_that_have_decayed_are_typical_of_live_rows(build: Build) -> None:
-    run = Gradients(build)
-    run.train(5, dead=1e-3)
-    run.treat()
-    for key, value in run.rows_of_state().items():
-        if key in SECOND_MOMENTS:
-            assert torch.equal(value[DEAD], value[LIVE].median(0).values.expand(len(DEAD), -1)), key
+            continue
+        low, high = bounds(before, key)
+        assert torch.equal(value[DEAD], before[key][DEAD].clamp(low, high)), key
+        if dead == 300.0:
+            assert torch.equal(value[DEAD], high.expand(len(DEAD), -1))
+        elif dead == 1e-3:
+            assert torch.equal(value[DEAD], low.expand(len(DEAD), -1))
 
 
 @pytest.mark.parametrize("name", ["sgd-momentum", "adam", "adamax", "rmsprop"])
@@ -186,11 +176,13 @@ def test_rules_can_be_chosen() -> None:
     for rule in rules:
         run = Gradients(KNOWN["adam"])
         run.train(30)
+        run.optimizer.state[run.parameter]["exp_avg"] *= 0.01  # nothing of late: no lower bound
+        run.optimizer.state[run.parameter]["exp_avg_sq"][DEAD] *= 0.1
         before = run.state()
         run.treat(rule)
         states.append([torch.equal(before[key], run.state()[key]) for key in before])
     # step count, first moments, second moments
-    assert states == [[True, True, True], [True, False, False], [True, True, False]]
+    assert states == [[True, True, True], [True, False, False], [True, False, True]]
 
 
 # ── what comes of it ────────────────────────────────────────────────────────────────────
@@ -235,6 +227,20 @@ def test_rows_learn_after_a_death_by_one_bad_update(build: Build) -> None:
 @pytest.mark.parametrize("name", ["adam", "adamax", "adagrad", "rmsprop"])
 def test_with_the_old_state_they_would_not(name: str) -> None:
     assert pace(KNOWN[name], "keep") < 0.2
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "nadam", "radam", "adamax"])
+def test_rows_that_were_dead_in_a_bad_update_do_not_inherit_it(name: str) -> None:
+    paces: dict[str, float] = {}
+    rules: tuple[Rule, ...] = ("by_state", "restart")
+    for rule in rules:
+        run = Gradients(KNOWN[name])
+        run.train(100)
+        run.train(3, dead=0.0, live=300.0)
+        run.train(150, dead=0.0)
+        run.treat(rule)
+        paces[rule] = float(run.train(50)[:, DEAD].abs().mean())
+    assert paces["by_state"] > 5 * paces["restart"]
 
 
 @every_known

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from deadwatch.activations import SwappedActivation, UnitPReLU
+from deadwatch.activations import Replacement, SwappedActivation, UnitPReLU
 from deadwatch.observe.functions import Clamp
 from deadwatch.observe.gates import gate_of, is_learned
 from deadwatch.observe.measure import EPSILON, TINY
@@ -380,7 +380,8 @@ def test_many_channels_are_few_points() -> None:
 
 
 def test_swapped_modules_keep_their_rows() -> None:
-    swap = SwappedActivation(Changed(), nn.LeakyReLU(0.1), torch.ones(3, dtype=torch.bool), 1)
+    leak = Replacement("leaky_relu", unit_dim=1, slope=0.1)
+    swap = SwappedActivation(Changed(), leak, torch.ones(3, dtype=torch.bool))
     assert gate_of(swap) == Gate(1.0, INF)
     assert gate_of(UnitPReLU(3, 1)) == OPEN
 

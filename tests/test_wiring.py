@@ -333,7 +333,7 @@ def test_tied_weights_are_unknown() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6), nn.ReLU())
     model[2].weight = model[0].weight
     site = site_of(model, torch.randn(4, 6), "1")
-    assert site.producers_note == "0.weight is used in 2 places"
+    assert site.producers_note == "0.weight is used in 2 places (it is 2.weight as well)"
     assert site.consumers_note == "0.weight and 2.bias belong to different modules"
 
 

@@ -75,7 +75,7 @@ class SiteState:
             seen = torch.zeros(1, dtype=torch.int64, device=z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
         shown = dim if dim == -1 else dim % z.ndim
-        site = replace(site, unit_dim=shown)
+        site = replace(site, unit_dim=shown, ndim=z.ndim)
         module, gate = candidate.module, candidate.gate
         state = cls(base, site, module, units, dim, data, age, flat, gate, seen)
         state.adopt(candidate)

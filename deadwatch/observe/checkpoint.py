@@ -115,4 +115,5 @@ def _load_places(states: list[SiteState], layout: Layout, given_up: set[str]) ->
         candidate = place.candidate
         gate = gates.get((place.base, candidate.activation), candidate.gate)
         place.candidate = replace(candidate, gate=gate)
+        place.waiting = [state for state in states if state.base == place.base]
         place.failed = place.base in given_up

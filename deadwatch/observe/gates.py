@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deadwatch.activations import SwappedActivation, UnitPReLU, pure_copy
 from deadwatch.observe.functions import Clamp
-from deadwatch.observe.measure import EPSILON, TINY, rounded
+from deadwatch.observe.measure import EPSILON, TINY, grid, measure_gate, rounded
 from deadwatch.observe.probe import isolated, probe
 from deadwatch.observe.trial import Trial
 from deadwatch.records import Gate
@@ -84,7 +84,7 @@ def is_learned(module: nn.Module) -> bool:
     A slope that has been learned to be 1 makes it linear, and `gate_of` finds no activation then.
     """
     if isinstance(module, SwappedActivation):
-        return is_learned(module.original)
+        return module.deadwatch_share is not None or is_learned(module.original)
     return _known_kind(module) is None and any(p.requires_grad for p in module.parameters())
 
 
@@ -102,9 +102,21 @@ def swapped_units(module: nn.Module) -> tuple[Tensor, Tensor] | None:
         return None
     # What has become a line by what it learned closes for nobody.
     old, new = (gate_of(part) or _OPEN for part in (module.original, module.replacement))
-    mask = module.deadwatch_mask
+    if module.deadwatch_share is not None:
+        # Waits for the device, once a window while it is annealed.
+        new = _shared(module.replacement, float(module.deadwatch_share), old)
+    mask = module.units()
     low = torch.where(mask, new.low, old.low)
     return low, torch.where(mask, new.flat, old.flat)
+
+
+def _shared(replacement: nn.Module, share: float, old: Gate) -> Gate:
+    """The gate of units of which ``share`` is the replacement's and the rest the original's."""
+    with isolated():
+        trial = Trial(pure_copy(replacement).to("cpu", torch.float64), torch.float64)
+        found = measure_gate(lambda z: share * trial.slopes(z), grid(_POINTS))
+    # Below the original's gate, the derivative is the replacement's alone.
+    return Gate(old.low if found is None else min(old.low, found.low), old.high, flat=False)
 
 
 def measure(module: nn.Module) -> Gate:
@@ -120,5 +132,6 @@ def measure(module: nn.Module) -> Gate:
 
 
 _MOST = 1024
+_POINTS = 6401
 _SCALARS = (bool, int, float, str)
 _MEASURED: dict[tuple[Any, ...], Gate] = {}

@@ -39,12 +39,14 @@ class Knowledge:
         visits: What the calls of each site showed, each but once.
         roles: The uses of each parameter; the same use in a repeated forward is one role.
         shapes: The shape that each of them had.
+        ties: Further names of a parameter that stands at several places in the model.
     """
 
     failed: str = ""
     visits: dict[str, list[Visit]] = field(default_factory=dict)
     roles: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    ties: dict[str, list[str]] = field(default_factory=dict)
 
     def add_visit(self, site: str, visit: Visit) -> None:
         """Note what a call of a site showed."""
@@ -56,6 +58,12 @@ class Knowledge:
         """Note that a parameter of this shape is used: in which frame, and as which use there."""
         self.roles.setdefault(parameter, set()).add(role)
         self.shapes[parameter] = shape
+
+    def add_name(self, parameter: str, name: str) -> None:
+        """Note a name of a parameter, which may be its own."""
+        names = self.ties.setdefault(parameter, []) if name != parameter else []
+        if name not in names:
+            names.append(name)
 
     def saw(self, site: str) -> bool:
         """Whether there is anything to say of the site's wiring."""
@@ -86,9 +94,13 @@ class Knowledge:
         for name in (name for wire in wires for name in wire.names):
             uses = len(self.roles.get(name, ()))
             if uses > 1:
-                return f"{name} is used in {uses} places"
+                return f"{name} is used in {uses} places{self._also(name)}"
             if name not in shapes:
                 return f"{name} is no longer a parameter of the model"
             if shapes[name] != self.shapes[name]:
                 return f"{name} had shape {self.shapes[name]} and now has {shapes[name]}"
         return ""
+
+    def _also(self, name: str) -> str:
+        others = " and ".join(self.ties.get(name, ()))
+        return f" (it is {others} as well)" if others else ""

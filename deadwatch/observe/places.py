@@ -31,6 +31,7 @@ class Place:
         functional: Whether it is a function.
         wanted: Whether it is to be watched.
         failed: Whether observing it was given up.
+        waiting: Sites that a checkpoint knew and that have not run since.
         several: Whether it was known, when the frame began, to have several sites.
         calls: How often it has been called in this frame, if so and if code is compiled.
     """
@@ -41,6 +42,7 @@ class Place:
     wanted: bool = True
     failed: bool = False
     states: list[SiteState] = field(default_factory=list)
+    waiting: list[SiteState] = field(default_factory=list)
     several: bool = False
     calls: int = 0
 
@@ -88,6 +90,7 @@ class Place:
         """Go on with a site of it that was read from a checkpoint."""
         state.take_up(self._candidate(module) if self.functional else self.candidate, z)
         self.states.append(state)
+        self.waiting = [other for other in self.waiting if other is not state]
 
     def follow(self, state: SiteState, module: nn.Module) -> None:
         """A function may be called with other parameters than before."""
@@ -107,7 +110,7 @@ class Place:
     def adopt(self, candidate: Candidate) -> None:
         """The activation there is another one from now on."""
         self.candidate = candidate
-        for state in self.states:
+        for state in (*self.states, *self.waiting):
             state.adopt(candidate)
 
     def unseen(self) -> SiteSnapshot:

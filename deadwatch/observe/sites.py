@@ -137,7 +137,7 @@ def _function_name(module: nn.Module) -> str:
     if not isinstance(module, SwappedActivation):
         return type(module).__name__
     names = [type(part).__name__ for part in (module.original, module.replacement)]
-    return names[1] if bool(module.deadwatch_mask.all()) else "/".join(names)
+    return names[1] if bool(module.units().all()) else "/".join(names)
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

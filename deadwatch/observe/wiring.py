@@ -73,6 +73,8 @@ class Tracer:
     def begin(self, frame: str) -> None:
         """A forward through the module at path ``frame`` begins."""
         self._parameters = {id(t): name for name, t in self._model.named_parameters()}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            self.knowledge.add_name(self._parameters[id(parameter)], name)
         self._buffers = {id(t): name for name, t in self._model.named_buffers()}
         self._frame = frame
         self._uses.clear()

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from deadwatch.errors import DeadwatchError
-from deadwatch.plain import from_plain, to_plain
+from deadwatch.activations import UnitPReLU
+from deadwatch.errors import CannotTreat, DeadwatchError
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
+from deadwatch.treat.case import Case
 from deadwatch.treat.chart import Chart, InCourse
-from deadwatch.treat.guard import LOOK, LossBand
 from deadwatch.treat.ledger import CONTROL, Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+from deadwatch.treat.remedies.base import Plan, Remedy
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.theatre import Theatre
+from deadwatch.treat.trial import Trial
 
 
 class Clinic:
@@ -58,14 +59,12 @@ class Clinic:
         self._optimizers = optimizers
         self._seed = seed
         self._total_steps = total_steps
-        self._agree = agree
         self._charts: dict[str, Chart] = {}
+        self._trial = Trial(self._theatre, self.ledger, self._charts, agree)
         self._waiting: dict[str, Ints] = {}
         self._unreviewed = False
         self._window = 0
         self._calls: Mapping[str, int] = {}
-        self._band = LossBand()
-        self._trial: list[Treatment] = []
         self._prevented = not policy.prevent
 
     @property
@@ -85,6 +84,11 @@ class Clinic:
         return max((going.course.held for going in goings), default=0.0)
 
     @property
+    def replaced(self) -> int:
+        """How many modules of the model have been replaced so far."""
+        return self._surgery.replaced
+
+    @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """What came of each remedy so far."""
         return self.ledger.outcomes
@@ -102,9 +106,7 @@ class Clinic:
             if chart.courses:
                 chart.courses = [c for c in chart.courses if not self._advanced(site, c)]
         if loss is not None and self._policy.guard:
-            self._band.note(loss)
-            if self._trial and self._band.due:
-                self._look()
+            self.notes += self._trial.step(loss, self._window)
 
     def _advanced(self, site: str, going: InCourse) -> bool:
         ended = going.course.step(self._surgery)
@@ -117,38 +119,23 @@ class Clinic:
             self.ledger.note(site, going.treated, going.course.told)
             self.notes.append(f"{site}: {going.course.told}")
 
-    def _look(self) -> None:
-        """Take back what was done last if the loss has left its band."""
-        reason = self._band.broken()
-        if self._agree(bool(reason)):
-            self._undo(reason or "the loss left its band on another rank")
-        elif self._band.since >= LOOK and not any(map(self._going, self._trial)):
-            self._acquit()
-
-    def _acquit(self) -> None:
-        self._trial = []
-        self._band.close()
-        self._theatre.forget()
-
-    def _going(self, treatment: Treatment) -> bool:
-        return any(c.belongs_to(treatment) for c in self._charts[treatment.site].courses)
-
-    def _undo(self, reason: str) -> None:
-        loud = [treatment for treatment in self._trial if not treatment.quiet]
-        for treatment in reversed(self._trial):
-            chart = self._charts[treatment.site]
-            chart.courses = [c for c in chart.courses if not c.belongs_to(treatment)]
-            self._theatre.undo(treatment)
-            self.ledger.undo(treatment)
-            note = f"{treatment.remedy} on {treatment.site} was undone: {reason}"
-            if treatment in (loud or self._trial):  # a quiet one is not to blame for a loud one
-                windows = chart.hold(treatment.remedy, self._window)
-                note += f"; it rests there for {windows} windows"
-            self.notes.append(note)
-        self._band.forgive()
-        self._acquit()
-
     # ── before the first window ─────────────────────────────────────────────────────────
+
+    def attach(self) -> None:
+        """Put in force what lasts only as long as deadwatch is attached."""
+        slopes = [m for m in self._model.modules() if isinstance(m, UnitPReLU)]
+        self._optimizers.exempt(slope.weight for slope in slopes)
+        for one in self._preventives() if self._prevented else ():
+            if isinstance(one, Preventive):
+                one.resume(self._model, self._optimizers)
+
+    def detach(self) -> None:
+        """Leave nothing of ours on the optimizers."""
+        self._optimizers.release()
+
+    def _preventives(self) -> Sequence[Preventive | Remedy]:
+        given = self._policy.prevent
+        return (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
 
     @property
     def prevents(self) -> bool:
@@ -159,13 +146,19 @@ class Clinic:
         """Apply the policy's preventives to all units; what was done is noted."""
         self._prevented = True
         self._count_calls(verdict)
-        given = self._policy.prevent
-        for one in given if isinstance(given, Sequence) else (given,):
+        for one in self._preventives():
             if isinstance(one, Preventive):
-                self.notes.append(f"{one.name}: {one.apply(self._model, self._optimizers)}")
-                continue
-            for report in verdict.sites.values():
-                self._prevent_site(one, report, step)
+                self._prevent_once(one)
+            else:
+                for report in verdict.sites.values():
+                    self._prevent_site(one, report, step)
+
+    def _prevent_once(self, one: Preventive) -> None:
+        try:
+            note = one.apply(self._model, self._optimizers)
+        except CannotTreat as reason:
+            note = f"refused: {reason}"
+        self.notes.append(f"{one.name}: {note}")
 
     def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
         try:
@@ -222,8 +215,8 @@ class Clinic:
                 self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
         self._waiting = {}
         self.ledger.record(treatments)
-        if treatments:
-            self._begin_trial(treatments)
+        if treatments and self._policy.guard:
+            self.notes += filter(None, [self._trial.begin(treatments)])
         return tuple(treatments), tuple(refusals)
 
     def _review(self, verdict: WindowReport) -> None:
@@ -233,14 +226,6 @@ class Clinic:
                 if site in verdict and going.course.review(verdict[site], self._surgery):
                     chart.courses.remove(going)
                     self._discharge(site, going)
-
-    def _begin_trial(self, treatments: list[Treatment]) -> None:
-        if self._policy.guard and self._band.known:
-            # What is still in progress can still do harm.
-            self._trial = [t for t in self._trial if self._going(t)] + treatments
-            self._band.open(quiet=all(treatment.quiet for treatment in self._trial))
-        elif self._policy.guard and not all(treatment.quiet for treatment in treatments):
-            self.notes.append("not guarded: too few losses were given to watch.step(loss)")
 
     def _treat_site(
         self, report: SiteReport, due: Ints, step: int
@@ -356,21 +341,20 @@ class Clinic:
             "calls": dict(self._calls),
             "ledger": self.ledger.state_dict(),
             "notes": list(self.notes),
-            "band": self._band.state_dict(),
-            "trial": [to_plain(treatment) for treatment in self._trial],
+            "trial": self._trial.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
         for name in _NUMBERS:
             setattr(self, f"_{name}", state[name])
-        self._charts = {name: self._resumed(chart) for name, chart in state["charts"].items()}
+        self._charts.clear()
+        self._charts |= {name: self._resumed(chart) for name, chart in state["charts"].items()}
         self._waiting = {name: np.array(u, np.int64) for name, u in state["waiting"].items()}
         self._calls = dict(state["calls"])
         self.ledger.load_state_dict(state["ledger"])
         self.notes = list(state["notes"])
-        self._band.load_state_dict(state["band"])
-        self._trial = [from_plain(Treatment, treatment) for treatment in state["trial"]]
+        self._trial.load_state_dict(state["trial"])
 
     def _resumed(self, state: dict[str, Any]) -> Chart:
         chart = Chart.resume(state)

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
@@ -38,11 +37,15 @@ class Surgery:
     Args:
         model: The model.
         aside: Makes a context in which no hook of ours is on the model.
+
+    Attributes:
+        replaced: How often a module has been replaced so far.
     """
 
     def __init__(
         self, model: nn.Module, aside: Callable[[], AbstractContextManager[None]] = nullcontext
     ) -> None:
+        self.replaced = 0
         self._model = model
         self._aside = aside
 
@@ -57,6 +60,14 @@ class Surgery:
         """A module by its path."""
         return self._model.get_submodule(path)
 
+    def beside(self, path: str) -> Tensor | None:
+        """A parameter of the smallest part of the model that has any, around a module."""
+        while path:
+            path = path.rpartition(".")[0]
+            for parameter in self.module(path).parameters():
+                return parameter
+        return None
+
     def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
         tensor = narrowed(self.tensor(name).detach(), within)
@@ -69,7 +80,7 @@ class Surgery:
             f"{path}.{leaf}"
             for path, module in self._model.named_modules()
             for leaf, other in module._parameters.items()
-            if other is not None and module is not holder and _same(other, own)
+            if other is not None and module is not holder and _share(other, own)
         ]
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
@@ -121,6 +132,7 @@ class Surgery:
 
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
+        self.replaced += 1
         old = self._model.get_submodule(path)
         with self._aside():
             for parent in list(self._model.modules()):
@@ -129,10 +141,8 @@ class Surgery:
                         setattr(parent, name, module)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    return not is_lazy(one) and one.numel() > 0 and one.data_ptr() == other.data_ptr()
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.numel() > 0 and one.data_ptr() == other.data_ptr())
 
 
 def narrowed(tensor: Tensor, rows: range | None) -> Tensor:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
-from deadwatch.records import SiteReport, Treatment
+from deadwatch.activations import MASK, SwappedActivation
+from deadwatch.records import Change, SiteReport, Treatment
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import Plan
-from deadwatch.treat.surgery import Surgery
+from deadwatch.treat.surgery import Surgery, host_copy
 
 
 class Theatre:
@@ -31,7 +33,7 @@ class Theatre:
         self.surgery = Surgery(model, aside)
         self.optimizers = optimizers
         self._model = model
-        self._swapped: dict[tuple[str, int, int], nn.Module] = {}
+        self._replaced: dict[nn.Module, nn.Module] = {}
 
     def apply(self, plan: Plan, report: SiteReport, window: int, step: int) -> Treatment:
         """Carry a plan out; the treatment says all that was written."""
@@ -40,8 +42,7 @@ class Theatre:
             changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
         site = report.site
         if plan.swap is not None:
-            self._swapped[site.name, step, int(plan.units[0])] = self.surgery.module(plan.swap[0])
-            self._swap(*plan.swap, report)
+            changes += self._swap(*plan.swap, report)
         return Treatment(
             plan.remedy,
             site.name,
@@ -70,22 +71,42 @@ class Theatre:
 
     def forget(self) -> None:
         """No treatment so far will be undone any more."""
-        self._swapped.clear()
+        self._replaced.clear()
 
-    def _swap(self, path: str, module: nn.Module, report: SiteReport) -> None:
+    def _swap(self, path: str, module: nn.Module, report: SiteReport) -> list[Change]:
+        old = self.surgery.module(path)
         self.surgery.replace(path, module)
+        self._replaced[module] = old
         producers = report.site.producers
         for parameter in module.parameters():
             if self.optimizers.owner(parameter) is None and producers:
                 assert producers[0].weight is not None
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
+                self.optimizers.exempt([parameter])  # a slope shall not decay to zero
+        if isinstance(old, SwappedActivation) and isinstance(module, SwappedActivation):
+            return [self._widened(path, old.deadwatch_mask)]
+        return []
+
+    def _widened(self, path: str, before: Tensor) -> Change:
+        """The change of the mask where a swap was extended."""
+        name, index = f"{path}.{MASK}", np.arange(len(before))
+        after = self.surgery.rows(name, index)
+        return Change(name, 0, index, host_copy(before), host_copy(after), shared=False)
 
     def _swap_back(self, treatment: Treatment) -> None:
-        now = self.surgery.module(treatment.swapped)
-        before = self._swapped.pop((treatment.site, treatment.step, int(treatment.units[0])))
+        path = treatment.swapped
+        now = self.surgery.module(path)
+        before = self._replaced.get(now)
+        if any(change.tensor == f"{path}.{MASK}" for change in treatment.changes):
+            assert isinstance(now, SwappedActivation)
+            before = now.masked(now.units())  # its mask is written back with the changes
+        elif before is None and isinstance(now, SwappedActivation):
+            before = now.restored()  # the run was resumed since
+        elif before is None:  # an annealed swap has returned already
+            return
         kept = {id(parameter) for parameter in before.parameters()}
-        self.surgery.replace(treatment.swapped, before)
+        self.surgery.replace(path, before)
         for parameter in now.parameters():
             if id(parameter) not in kept:
                 self.optimizers.remove(parameter)

@@ -1,6 +1,7 @@
 """The remedies, one file each."""
 
 from deadwatch.treat.remedies.bias_warming import BiasWarming
+from deadwatch.treat.remedies.no_bias_decay import NoBiasDecay
 from deadwatch.treat.remedies.positive_bias import PositiveBias
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.restandardize import Restandardize
@@ -10,6 +11,7 @@ from deadwatch.treat.remedies.thermal_kick import ThermalKick
 
 __all__ = [
     "BiasWarming",
+    "NoBiasDecay",
     "PositiveBias",
     "Recycle",
     "Restandardize",

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.treat.optim import OptimizerState
-from deadwatch.treat.remedies.base import CannotTreat, require_number
+from deadwatch.treat.remedies.base import require_number
 from deadwatch.treat.remedies.preventive import Preventive
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -77,8 +77,12 @@ class NoBiasDecay(Preventive):
         spared = self.parameters(model)
         if not spared:
             raise CannotTreat("the model has no biases, norms or slopes")
-        optimizers.exempt(spared)
+        self.resume(model, optimizers)
         return f"no weight decay on {len(spared)} biases, norms and slopes"
+
+    def resume(self, model: nn.Module, optimizers: OptimizerState) -> None:
+        """Exempt them again, in a run that goes on."""
+        optimizers.exempt(self.parameters(model))
 
 
 def _sorted(model: nn.Module) -> list[tuple[str, nn.Parameter, bool]]:

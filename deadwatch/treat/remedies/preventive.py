@@ -24,3 +24,8 @@ class Preventive(ABC):
         Raises:
             CannotTreat: It does not apply.
         """
+
+    def resume(  # noqa: B027 - to override where there is something to do
+        self, model: nn.Module, optimizers: OptimizerState
+    ) -> None:
+        """Put back what lasts only as long as deadwatch is attached; by default nothing does."""

@@ -1,0 +1,132 @@
+"""The arguments of a `Watch`, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from deadwatch.errors import ConfigError
+from deadwatch.judge.rules import Rules
+from deadwatch.observe.sites import Selection
+from deadwatch.treat.policy import Policy, resolve
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of a `Watch` that do not depend on the model, checked."""
+
+    policy: Policy | str | None = None
+    rules: Rules | None = None
+    include: Sequence[str] | str | None = None
+    exclude: Sequence[str] | str | None = None
+    unit_dim: Mapping[str, int] | None = None
+    stats_every_n_steps: int = 10
+    count_no_grad: bool = False
+
+    def __post_init__(self) -> None:
+        resolve(self.policy)
+        if not _whole(self.stats_every_n_steps) or self.stats_every_n_steps < 1:
+            raise ConfigError(
+                f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
+                "(every step) or more"
+            )
+        if self.rules is not None and not isinstance(self.rules, Rules):
+            raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
+        if not isinstance(self.count_no_grad, bool):
+            raise ConfigError(
+                f"count_no_grad is {self.count_no_grad!r}; expected True to count forwards under "
+                "no_grad too, or False"
+            )
+        for name in ("include", "exclude"):
+            _check_patterns(name, getattr(self, name))
+        dims = self.unit_dim
+        if dims is not None and (
+            not isinstance(dims, Mapping)
+            or not all(isinstance(key, str) and _whole(value) for key, value in dims.items())
+        ):
+            raise ConfigError(
+                f"unit_dim is {dims!r}; expected axes by pattern of the activation's path, such as "
+                "{'encoder.*': -1}"
+            )
+
+    @property
+    def treats(self) -> bool:
+        """Whether the policy does more than watch."""
+        return resolve(self.policy) is not None
+
+    def selection(self) -> Selection:
+        """Which activations to watch."""
+        return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
+    """Check that a policy which needs the length of the run can know it."""
+    if total_steps is not None and (not _whole(total_steps) or total_steps < 1):  # type: ignore[operator]
+        raise ConfigError(
+            f"total_steps is {total_steps!r}; expected the training steps of the whole run, or None"
+        )
+    if total_steps is None and isinstance(policy, Policy) and isinstance(policy.until, float):
+        raise ConfigError(
+            f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
+            "total_steps=... to Watch, or a training step as until"
+        )
+
+
+def _check_patterns(name: str, given: object) -> None:
+    patterns = [given] if isinstance(given, str) else given
+    if patterns is not None and (
+        not isinstance(patterns, (list, tuple))
+        or not all(isinstance(pattern, str) for pattern in patterns)
+    ):
+        raise ConfigError(
+            f"{name} is {given!r}; expected a pattern of activation paths such as 'encoder.*', or "
+            "a list of them"
+        )
+
+
+def optimizers_of(given: Optimizer | Iterable[Optimizer] | None) -> tuple[Optimizer, ...]:
+    """The optimizers that were given, checked."""
+    if given is None:
+        return ()
+    several = isinstance(given, Iterable) and not isinstance(given, (str, type))
+    found: tuple[object, ...] = tuple(given) if several else (given,)  # type: ignore[arg-type]
+    for one in found:
+        if not isinstance(one, Optimizer):
+            raise ConfigError(
+                f"optimizer is or holds a {type(one).__name__!r}; expected a "
+                "torch.optim.Optimizer, or several in a list"
+            )
+    return tuple(one for one in found if isinstance(one, Optimizer))
+
+
+def check_ownership(
+    model: nn.Module,
+    optimizers: tuple[Optimizer, ...],
+    policy: Policy | None,
+    given: Policy | str | None,
+) -> None:
+    """Check that the optimizers train the model, and that there is one where one is needed."""
+    if policy is not None and not optimizers:
+        raise ConfigError(
+            f"policy {given!r} treats units, and their optimizer state has to follow: pass "
+            "optimizer=..., or policy='watch' to only watch"
+        )
+    mine = {id(parameter) for parameter in model.parameters()}
+    for optimizer in optimizers:
+        owned = [p for group in optimizer.param_groups for p in group["params"]]
+        if not any(id(parameter) in mine for parameter in owned):
+            raise ConfigError(
+                f"the {type(optimizer).__name__} given as optimizer updates no parameter of the "
+                "model; pass the one that was built from model.parameters()"
+            )
+
+
+def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:
+    return (given,) if isinstance(given, str) else given
