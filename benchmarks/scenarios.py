@@ -307,6 +307,11 @@ def spike(step: int, steps: int) -> float:
     return 300.0 if step == steps // 4 else 1.0
 
 
+def late(step: int, steps: int) -> float:
+    """Steady, and down to zero in the last quarter."""
+    return min(1.0, 4 * (1 - step / steps))
+
+
 def steady(step: int, steps: int) -> float:
     return 1.0
 
@@ -329,7 +334,7 @@ SCENARIOS = [
     Scenario("biases −3", buried, adam(3e-3), digits),
     Scenario("CNN, Adam", cnn, adam(0.05), digits, 12, batch=32),
     Scenario("MLP, Adam", mlp, adam(0.2), digits, batch=32),
-    Scenario("MLP, SGD", three, partial(SGD, lr=0.2, momentum=0.9), digits, lr=steady),
+    Scenario("MLP, SGD", three, partial(SGD, lr=0.2, momentum=0.9), digits, lr=late),
     Scenario("permuted", mlp, adam(0.01), partial(permuted, 30), 5, steady),
     Scenario("relabelled", mlp, adam(0.01), partial(relabelled, 20), 25, steady, score=fitted),
     Scenario("14 × 6", partial(deep, depth=14, width=6), adam(3e-3), digits, 40),
