@@ -26,7 +26,7 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, variance
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -35,9 +35,7 @@ from tqdm.auto import tqdm
 from benchmarks.scenarios import Scenario
 from deadwatch import BiasWarming, Policy, Recycle, Restandardize, Swap, ThermalKick, Watch
 from deadwatch.errors import DeadwatchWarning
-from deadwatch.treat.optim import OptimizerState
-
-Rule = Literal["by_state", "restart", "keep"]
+from deadwatch.treat.optim import OptimizerState, Rule
 
 HERE = Path(__file__).parent
 
@@ -172,7 +170,7 @@ def save(results: Results, out: Path) -> None:
         for name, arms in results.items()
     }
     fresh = out.with_suffix(".part")
-    fresh.write_text(json.dumps(plain, indent=1) + "\n")
+    fresh.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
     fresh.replace(out)
 
 

@@ -175,7 +175,7 @@ def born_dead(act: Activation, depth: int, width: int) -> nn.Sequential:
         model = deep(act, depth, width)
         x = bundled("digits").x
         with torch.no_grad():
-            for layer in model[:-1:2]:
+            for layer in list(model)[:-1:2]:
                 x = layer(x).relu()
         if not x.any():
             return model
@@ -272,12 +272,13 @@ class Residual(nn.Module):
 def sparse_loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Squared error plus a fraction of the sum of latent sizes."""
     assert isinstance(model, SparseAutoencoder)
-    error = (model(x) - y).square().sum(1).mean()
-    return error + 0.03 * model.latents.abs().sum(1).mean()
+    wrong: Tensor = model(x) - y
+    return wrong.square().sum(1).mean() + 0.03 * model.latents.abs().sum(1).mean()
 
 
 def squared_error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return (model(x).view_as(y) - y).square().mean()
+    wrong: Tensor = model(x).view_as(y) - y
+    return wrong.square().mean()
 
 
 def relative(model: nn.Module, task: Task) -> float:
@@ -294,7 +295,7 @@ def sparse(model: nn.Module, task: Task) -> float:
 
 def bandit(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Policy gradient: an action is drawn for each sample, and only its reward is seen."""
-    log_p = model(x).log_softmax(1)
+    log_p: Tensor = model(x).log_softmax(1)
     action = log_p.detach().exp().nan_to_num(1).clamp_min(1e-9).multinomial(1).squeeze(1)
     reward = (action == y).float()
     chosen = log_p.gather(1, action[:, None]).squeeze(1)
@@ -304,6 +305,11 @@ def bandit(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def spike(step: int, steps: int) -> float:
     """One update at 300 times the learning rate, after a quarter of the training."""
     return 300.0 if step == steps // 4 else 1.0
+
+
+def late(step: int, steps: int) -> float:
+    """Steady, and down to zero in the last quarter."""
+    return min(1.0, 4 * (1 - step / steps))
 
 
 def steady(step: int, steps: int) -> float:
@@ -328,7 +334,7 @@ SCENARIOS = [
     Scenario("biases −3", buried, adam(3e-3), digits),
     Scenario("CNN, Adam", cnn, adam(0.05), digits, 12, batch=32),
     Scenario("MLP, Adam", mlp, adam(0.2), digits, batch=32),
-    Scenario("MLP, SGD", three, partial(SGD, lr=0.2, momentum=0.9), digits, lr=steady),
+    Scenario("MLP, SGD", three, partial(SGD, lr=0.2, momentum=0.9), digits, lr=late),
     Scenario("permuted", mlp, adam(0.01), partial(permuted, 30), 5, steady),
     Scenario("relabelled", mlp, adam(0.01), partial(relabelled, 20), 25, steady, score=fitted),
     Scenario("14 × 6", partial(deep, depth=14, width=6), adam(3e-3), digits, 40),
