@@ -56,7 +56,7 @@ class Rules:
     rare_below: float = 0.01
     harmful_ratio: float = 0.3
     harmful_ratio_narrow: float = 0.1
-    enough_live: int = 32
+    enough_live: int = 64
 
     def __post_init__(self) -> None:
         if type(self.min_samples) is not int or self.min_samples < 1:

@@ -4,10 +4,15 @@ The losses of the last steps lie in one buffer on their own device; they are loo
 16 and 32 steps after a treatment, then every 32 steps while a remedy is in progress. Only then is
 the device waited for.
 
-The band: the median loss since the treatment may exceed the largest loss of the steps before it by
-as much as that exceeded their median. A quiet treatment does not change the function at once, so a
-jump in the very first loss after it (new data, another task) widens the band instead. A loss that
-leaps eight times as far, or is no longer finite, is out at once.
+The band: the loss may exceed the largest of the steps before the treatment by as much as that
+exceeded their median, and twice their median in any case. It has left when at least half of the
+losses since lie above that, of the last 32 at the most.
+
+A loud treatment is judged from the fourth loss on, or at once if the loss leaps eight times as far.
+A quiet one leaves the function as it is, and what is new earns its way: a jump in the very first
+loss after it is the data's doing (another task) and widens the band, and it is judged only after 32
+steps, for units that come back into a network that has come to a standstill make it restless
+first. Whatever the treatment, a loss that is no longer finite is out at once.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ LOOK = 32
 """Losses that are looked at, at the most; as many again are kept from before a treatment."""
 
 _LEAST = 8  # losses before a treatment that make a band; half of it after one
-_LEAST_WIDTH = 0.05  # of the loss, however steady it was
+_LEAST_WIDTH = 0.5  # of the loss, however steady it was
 _LEAP = 8  # widths of the band by which fewer losses have to leave it
 
 
@@ -100,6 +105,8 @@ class LossBand:
         if not np.isfinite(after).all():
             return "the loss is no longer finite"
         level, top = float(np.sort(after)[(len(after) - 1) // 2]), self._top
+        if self._quiet and len(after) < LOOK:
+            return ""
         if len(after) < _LEAST // 2:  # too few to tell, but for a leap
             level, top = float(after.min()), self._typical + _LEAP * (top - self._typical)
         if level <= top:
