@@ -64,7 +64,7 @@ with watch:
         model(batches()[rank])
         before = {name: value.clone() for name, value in model.state_dict().items()}
         third = watch.close_window()
-        for step in range(4):
+        for step in range(33):
             watch.step(9.0 if rank == 1 and step else 1.0)
 result = {
     "third": third,

@@ -50,7 +50,7 @@ def watched(patient: Patient, *remedies: Remedy, **policy: Any) -> Watch:
 
 def ruin(watch: Watch) -> None:
     """A loss that rises after the treatment, not with it."""
-    for loss in (1.0, *[9.0] * 7):
+    for loss in (1.0, *[9.0] * LOOK):
         watch.step(loss)
 
 
@@ -138,7 +138,7 @@ def test_the_remedy_rests_there_and_the_ledger_says_so() -> None:
     for _ in range(8):
         with torch.no_grad():
             patient.model[0].bias[DEAD] = -99
-        for step in range(10):
+        for step in range(LOOK + 4):
             patient.model(patient.x)
             harmed = step and not list(watch.ledger)[-1].undone
             watch.step(9.0 if harmed else 1.0 + 0.01 * (step % 3))
@@ -240,18 +240,28 @@ CALM = [1.0, 1.1, 0.9, 1.0] * 4
 
 
 def test_a_rise_is_seen_at_the_next_look() -> None:
-    assert band(CALM, [1.5] * 40) == (4, "the loss rose from 1 to 1.5")
-    assert band(CALM, [1.0] * 9 + [1.5] * 200)[0] == 32
+    assert band(CALM, [2.5] * 40) == (4, "the loss rose from 1 to 2.5")
+    assert band(CALM, [1.0] * 9 + [2.5] * 200)[0] == 32
 
 
-def test_a_steady_loss_may_move_a_little() -> None:
-    assert band([1.0] * 20, [1.09] * 40) == (0, "")
-    assert band([1.0] * 20, [1.11] * 40)[0] == 4
+def test_a_steady_loss_may_double() -> None:
+    assert band([1.0] * 20, [1.99] * 40) == (0, "")
+    assert band([1.0] * 20, [2.01] * 40)[0] == 4
+
+
+def test_a_restless_loss_may_leave_its_range_by_half_of_it() -> None:
+    assert band([1.0, 2.0, 5.0] * 10, [7.9] * 40) == (0, "")
+    assert band([1.0, 2.0, 5.0] * 10, [8.1] * 40)[0] == 4
 
 
 def test_a_leap_is_not_waited_for() -> None:
-    assert band(CALM, [4.0] * 40)[0] == 1
-    assert band(CALM, [1.0, 4.0] * 40, quiet=True) == (0, "")
+    assert band(CALM, [9.5] * 40)[0] == 1
+    assert band(CALM, [1.0, 9.5] * 40, quiet=True) == (0, "")
+
+
+def test_a_quiet_treatment_has_time_to_earn_its_way() -> None:
+    assert band(CALM, [1.0] + [30.0] * 14 + [1.5] * 40, quiet=True) == (0, "")
+    assert band(CALM, [1.0] + [30.0] * 40, quiet=True)[0] == 32
 
 
 def test_single_spikes_are_nothing() -> None:
@@ -270,8 +280,8 @@ def test_what_went_wrong_before_is_not_held_against_a_treatment() -> None:
 
 def test_new_data_are_not_held_against_a_quiet_treatment() -> None:
     """A quiet treatment leaves the function: the first loss after it is the data's doing."""
-    assert band(CALM, [3.0] * 40, quiet=True) == (0, "")
-    assert band(CALM, [1.0] + [3.0] * 40, quiet=True)[0] == 4
+    assert band(CALM, [3.0] * 80, quiet=True) == (0, "")
+    assert band(CALM, [3.0] * 80)[0] == 4
 
 
 def test_too_few_losses_make_no_band() -> None:
@@ -279,7 +289,7 @@ def test_too_few_losses_make_no_band() -> None:
 
 
 def test_old_losses_leave_the_buffer() -> None:
-    assert band([50.0] * 80 + [1.0] * 64, [1.5] * 40)[0] == 4
+    assert band([50.0] * 80 + [1.0] * 64, [2.5] * 40)[0] == 4
 
 
 @pytest.mark.parametrize(

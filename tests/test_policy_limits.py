@@ -55,8 +55,8 @@ class Wide:
     [
         (16, 1, False),
         (16, 2, True),
-        (40, 8, False),  # 32 are left
-        (40, 9, True),
+        (70, 6, False),  # 64 are left
+        (71, 8, True),
         (256, 64, False),
         (256, 77, True),
         (256, 0, False),
