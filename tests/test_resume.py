@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -323,3 +326,53 @@ def test_what_is_saved_does_not_change_with_the_run_nor_with_what_it_is_loaded_i
     other.watch.load_state_dict(state)
     other.go_on(5)
     assert differences(state, before) == []
+
+
+# ── several processes ───────────────────────────────────────────────────────────────────
+
+SCRIPT = """
+import os, sys
+import torch.distributed as dist
+from deadwatch import BiasWarming
+from tests.resuming import Run, differences
+from tests.test_resume import treating
+
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group(
+    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+)
+setup = treating(BiasWarming(hold=2, anneal=3, quiet=False), warmup=8)
+setup.salt = rank  # every rank has data of its own
+setup.loss = lambda step, loss: (9.0 if step > 8 and rank else 1.0) + 0.01 * (step % 3)
+whole = Run(setup)
+whole.go_on()
+assert any(entry.undone for entry in whole.watch.ledger)
+for done in (2, 6, 9, 14, 15):
+    run = Run(setup)
+    run.go_on(done)
+    state = run.state()
+    saved = [state["watch"]]
+    dist.broadcast_object_list(saved, 0)  # only one rank's checkpoint is written
+    resumed = Run(setup, state | {"watch": saved[0]})
+    resumed.go_on()
+    found = differences(whole.result(), resumed.result())
+    assert not found, (done, found[:3])
+dist.barrier()
+sys.stdout.flush()
+os._exit(0)  # gloo's own threads now and then abort an orderly exit
+"""
+
+
+def test_two_processes_resume_from_the_state_that_one_of_them_saved(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), "2", str(tmp_path)],
+            cwd=Path(__file__).parent.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
