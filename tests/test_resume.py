@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,26 @@ def test_what_the_guard_takes_back_does_not_depend_on_interruptions(name: str) -
     run = Run(setup)
     run.go_on()
     assert any(entry.undone for entry in run.watch.ledger)
+
+
+# ── compiled ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled_before")
+def test_a_compiled_model_is_resumed_with_the_same_counts_and_moments() -> None:
+    def compiled() -> nn.Module:
+        model: Any = torch.compile(dying(mlp()), backend="eager")
+        return model  # type: ignore[no-any-return]
+
+    setup = Setup(compiled, lambda: Policy(BiasWarming(hold=1, anneal=4), when=0.01))
+    assert differs_when_interrupted(setup, after=[1, 3, 7, 9]) == {}
 
 
 # ── what does not fit ───────────────────────────────────────────────────────────────────
