@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deadwatch.errors import ConfigError, DeadwatchError, DeadwatchWarning
+    from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError, DeadwatchWarning
     from deadwatch.fusing import fuse
     from deadwatch.judge.rules import Rules
     from deadwatch.lightning import DeadWatch
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
     from deadwatch.show.tensorboard import TensorBoardView
+    from deadwatch.treat.case import Case
     from deadwatch.treat.course import Course
     from deadwatch.treat.policy import Policy
     from deadwatch.treat.remedies import (
@@ -40,14 +41,14 @@ if TYPE_CHECKING:
         Swap,
         ThermalKick,
     )
-    from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+    from deadwatch.treat.remedies.base import Plan, Remedy
     from deadwatch.treat.remedies.preventive import Preventive
     from deadwatch.watch import Watch
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "deadwatch.errors": ("ConfigError", "DeadwatchError", "DeadwatchWarning"),
+    "deadwatch.errors": ("CannotTreat", "ConfigError", "DeadwatchError", "DeadwatchWarning"),
     "deadwatch.fusing": ("fuse",),
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
@@ -58,6 +59,7 @@ _HOMES = {
     "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
+    "deadwatch.treat.case": ("Case",),
     "deadwatch.treat.policy": ("Policy",),
     "deadwatch.treat.course": ("Course",),
     "deadwatch.treat.remedies": (
@@ -65,7 +67,7 @@ _HOMES = {
         *("Swap", "ThermalKick"),
     ),
     "deadwatch.treat.remedies.preventive": ("Preventive",),
-    "deadwatch.treat.remedies.base": ("CannotTreat", "Case", "Plan", "Remedy"),
+    "deadwatch.treat.remedies.base": ("Plan", "Remedy"),
     "deadwatch.watch": ("Watch",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

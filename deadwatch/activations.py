@@ -128,12 +128,12 @@ class SwappedActivation(nn.Module):
 
     def extended(self, mask: Tensor) -> SwappedActivation:
         """The same swap, with the same parameters and hooks, and further units in the mask."""
-        return self.masked(torch.maximum(self.deadwatch_mask, mask.float()))
+        return self.masked(self.units() | (mask > 0))
 
     def masked(self, mask: Tensor) -> SwappedActivation:
-        """The same swap, with the same parameters and hooks, of the units in another mask (C,)."""
+        """The same swap, with the same parameters and hooks, for the units of this mask (C,)."""
         other = copy.copy(self)
-        other._buffers = {**self._buffers, MASK: mask}
+        other._buffers = {**self._buffers, MASK: mask.to(self.deadwatch_mask)}
         return other
 
     def restored(self) -> nn.Module:

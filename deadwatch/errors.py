@@ -7,6 +7,10 @@ class DeadwatchError(Exception):
     """Base of all errors raised by deadwatch."""
 
 
+class CannotTreat(DeadwatchError):
+    """A remedy does not apply to a case; the message says why."""
+
+
 class ConfigError(DeadwatchError, ValueError):
     """An argument is wrong; the message names the value, what was expected and the way out."""
 

@@ -140,10 +140,11 @@ class Watch:
             clinic.detach()
         if attached and clinic is not None and clinic.in_course:
             warnings.warn(
-                f"watching ended while {clinic.in_course} units were being warmed: up to "
-                f"{clinic.held:.3g} of what was added is still in their biases, and stays there. "
-                "They were treated within hold + anneal steps of the end, or watch.step() was not "
-                "called after every optimizer.step().",
+                f"watching ended while {clinic.in_course} units were being warmed or annealed: up "
+                f"to {clinic.held:.3g} of what was added to their biases, or of the function they "
+                "were swapped to, is still there, and stays. They were treated within hold + "
+                "anneal steps of the end, or watch.step() was not called after every "
+                "optimizer.step().",
                 UnfinishedCourseWarning,
                 stacklevel=2,
             )

@@ -87,23 +87,38 @@ class Theatre:
             self._surgery.apply(case.edits(name, case.rows(name).double() - depth))
         return units
 
-    def treat(self, plan: Plan) -> None:
-        """Apply a plan as the clinic would."""
+    def treat(self, plan: Plan) -> dict[str, float]:
+        """Apply a plan as the clinic would; returns the share of each parameter that changed."""
+        before = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         self._surgery.apply(plan.edits)
         for restart in plan.restarts:
             tensor = self._surgery.tensor(restart.tensor)
             OptimizerState([self._optimizer]).restart(tensor, restart)
+        changed = {n: (v != before[n]).double().mean() for n, v in self.model.named_parameters()}
+        return {name: float(share) for name, share in changed.items() if share > 0}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a remedy did to two dead units of a site, or why it refused."""
+    """What a remedy did to two dead units of a site, or why it refused.
+
+    Attributes:
+        site: Name of the site.
+        remedy: The remedy.
+        refusal: Why it does not apply; empty if it does.
+        moved: How far the model's output moved, relative to its size.
+        strayed: How far the statistics of any other unit of any site moved, likewise.
+        written: The share of each parameter that changed, where any of it did.
+        treated: What the site showed after the treatment.
+        plan: What was done.
+    """
 
     site: str
     remedy: Remedy
     refusal: str = ""
     moved: float = 0.0
     strayed: float = 0.0
+    written: dict[str, float] = field(default_factory=dict)
     treated: SiteReport | None = None
     plan: Plan | None = None
 
@@ -132,10 +147,10 @@ def _at(theatre: Theatre, name: str, remedies: list[Remedy]) -> Iterator[Outcome
         except CannotTreat as refusal:
             yield Outcome(name, remedy, str(refusal))
             continue
-        theatre.treat(plan)
+        written = theatre.treat(plan)
         moved = _apart(theatre.look(), out)
         strayed = max(_strayed(theatre.reports, before, name, plan.units))
-        yield Outcome(name, remedy, "", moved, strayed, theatre.reports[name], plan)
+        yield Outcome(name, remedy, "", moved, strayed, written, theatre.reports[name], plan)
 
 
 def _apart(one: Tensor, other: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from deadwatch import DeadWatch, Policy, Recycle, Remedy, Rules, State, Swap, Watch
 from deadwatch.errors import UnseenSiteWarning
 from tests.agreement import one_thread
+from tests.clinic import Patient
 from tests.fitting import BATCH, SAMPLES, Module, fit
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
@@ -456,6 +458,32 @@ def test_a_treated_model_stays_compiled_and_counted(remedy: Remedy, more: int) -
     dead = [int(report["body.relu"].dead.sum()) for report in reports]
     assert dead[0] == 4 > max(dead[1:])
     assert known == [1, *[1 + more] * 3]
+    assert breaks() == 0
+
+
+def test_a_swap_recompiles_once_and_its_share_never() -> None:
+    patient = Patient.of()
+    call = torch.compile(patient.model, backend="eager", fullgraph=True)
+    watch = patient.watch(Swap(anneal=6, quiet=False), cooldown=99).attach()
+    known = []
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            patient.optimizer.zero_grad()
+            call(patient.x).square().mean().backward()
+            patient.optimizer.step()
+            watch.step()
+        known.append(graphs())
+
+    steps(4)
+    watch.close_window()
+    steps(2)  # the first runs uncompiled, to look at the model again
+    steps(3)  # the share falls with every step
+    steps(1)  # at its end, the original is back
+    steps(2)
+    watch.detach()
+    assert [after - before for before, after in pairwise(known)] == [1, 0, 0, 1]
+    assert type(patient.model[1]) is nn.ReLU
     assert breaks() == 0
 
 

@@ -54,10 +54,26 @@ with watch:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         second = watch.close_window()
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        for step in range(12):
+            model(batches()[rank])
+            watch.step(1.0)
+        with torch.no_grad():
+            model[0].bias[:3] = -40
+        watch.close_window(treat=False)
+        model(batches()[rank])
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        third = watch.close_window()
+        for step in range(4):
+            watch.step(9.0 if rank == 1 and step else 1.0)
 result = {
+    "third": third,
+    "before": before,
+    "undone": list(watch.ledger)[-1].undone,
     "report": report,
     "second": second,
     "collectives": window,
+    "second weights": weights,
     "weights": model.state_dict(),
 }
 with open(f"{folder}/rank{rank}.pkl", "wb") as file:
@@ -140,7 +156,7 @@ def test_a_unit_is_dead_only_if_dead_on_every_rank(ranks: list[dict[str, Any]]) 
 
 
 def test_every_rank_treats_alike(ranks: list[dict[str, Any]]) -> None:
-    first, second = (rank["weights"] for rank in ranks)
+    first, second = (rank["second weights"] for rank in ranks)
     assert any(ranks[0]["report"].treatments)
     assert any(ranks[0]["second"].treatments)
     for name, value in first.items():
@@ -150,3 +166,13 @@ def test_every_rank_treats_alike(ranks: list[dict[str, Any]]) -> None:
 def test_a_window_takes_a_fixed_number_of_collectives(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["collectives"] == ["all_gather_object", *["all_reduce"] * 3]
+
+
+def test_a_loss_that_rises_on_one_rank_undoes_a_treatment_on_all(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        assert rank["third"].treatments
+        assert rank["undone"]
+        for name, value in rank["before"].items():
+            assert torch.equal(value, rank["weights"][name]), name

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks import overhead, remedies
-from examples import born_dead, digits, transformer
+from examples import born_dead, digits, own_remedy, transformer
 from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
 
@@ -48,6 +48,13 @@ def test_the_born_dead_are_found_before_training(capsys: pytest.CaptureFixture[s
     results = born_dead.main(["--draws", "5"])
     assert set(results) == {"taken as it came", "drawn until alive"}
     assert "| 3 | 73.7% |" in capsys.readouterr().out
+
+
+def test_a_remedy_and_a_policy_of_your_own(capsys: pytest.CaptureFixture[str]) -> None:
+    reports = own_remedy.main(["--epochs", "5"])
+    assert reports["watched"]["1"].dead.sum() >= 14
+    assert reports["mirrored"]["1"].dead.sum() <= 2
+    assert re.search(r"Mirror: 1\d of 1\d units are alive", capsys.readouterr().out)
 
 
 def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:

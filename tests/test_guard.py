@@ -80,6 +80,25 @@ def test_an_undone_treatment_leaves_every_bit_as_it_was(
     watch.detach()  # no γ is held any more: nothing is warned of
 
 
+def test_an_extended_swap_is_narrowed_again() -> None:
+    patient = Patient.of()
+    watch = watched(patient, Swap(), when=0.0, cooldown=0)
+    watch.close_window()
+    for _ in range(2 * LOOK):  # the first has passed its trial
+        patient.model(patient.x)
+        watch.step(1.0)
+    watch.close_window()
+    with torch.no_grad():
+        patient.model[0].bias[7] = -99
+    patient.model(patient.x)
+    before = patient.tensors()
+    assert watch.close_window().treatments[0].units.tolist() == [7]
+    ruin(watch)
+    assert not changed(before, patient.tensors())
+    assert patient.model[1].units().nonzero().ravel().tolist() == DEAD
+    watch.detach()
+
+
 def test_what_live_units_learned_since_stays() -> None:
     """The average of the treated units went into a reader's bias: only that is taken out."""
     patient = Patient.of(act=nn.Sigmoid, depth=60.0)

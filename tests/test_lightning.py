@@ -439,7 +439,13 @@ def test_one_line_a_window_when_something_died_or_was_treated(
 ) -> None:
     watch = DeadWatch(policy=Policy(Recycle(), cooldown=9), rules=QUICK, include="net.1")
     fit([watch], tmp_path, max_epochs=5)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "deadwatch" in line]
+    printed = capsys.readouterr().out
+    lines = [line for line in printed.splitlines() if line.startswith("deadwatch epoch")]
+    assert printed.splitlines()[-3:] == [
+        "| remedy  | units | revived | relapsed | still dead | undone | written |",
+        "| ------- | ----: | ------: | -------: | ---------: | -----: | ------: |",
+        "| Recycle |     6 |       6 |        0 |          0 |      0 |     174 |",
+    ]
     assert lines == [
         "deadwatch epoch 0: 37.5% dead (6/16 units, +6), most in net.1 (6/16)",
         "deadwatch epoch 1: 0.0% dead (0/16 units, -6); "

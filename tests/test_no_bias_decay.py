@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.treat.optim import OptimizerState
-from deadwatch.treat.remedies.base import CannotTreat
 from deadwatch.treat.remedies.no_bias_decay import NoBiasDecay
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deadwatch import (
+    BiasWarming,
     ConfigError,
     NoBiasDecay,
     Policy,
@@ -397,3 +398,45 @@ def test_controls_are_the_same_units_all_along() -> None:
             watch.close_window()
     assert idle.seen[0] == idle.seen[1] == idle.seen[2]
     assert np.isin(idle.seen[0], range(12)).all()
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"when": True}, "when is True; expected a dead ratio between 0 and 1"),
+    ({"when": 0.1, "measure": "asleep"}, "measure is 'asleep'; expected 'dead', 'saturated' or"),
+    ({"when": 0.1, "scope": "layer"}, "scope is 'layer'; expected 'site' or 'model'"),
+    ({"measure": "dormant"}, "when is None, and where units do harm is known of the dead"),
+    ({"scope": "model"}, "give a ratio for measure='dead', scope='model'"),
+    ({"warmup": -1}, "warmup is -1; expected a whole number of 0 or more .training steps."),
+    ({"until": 1.5}, "until is 1.5; expected a training step, or a share of the run"),
+    ({"until": -3}, "until is -3; expected a training step"),
+    ({"until": "end"}, "until is 'end'; expected a training step"),
+    ({"budget": 0}, "budget is 0; expected a share of a site's units, such as 0.25"),
+    ({"budget": float("nan")}, "budget is nan; expected a share"),
+    ({"control": 1.0}, "control is 1.0; expected a share of a site's units"),
+    ({"per_unit": 0}, "per_unit is 0; expected a whole number of 1 or more .treatments, or None."),
+    ({"guard": None}, "guard is None; expected True or False"),
+    ({"prevent": "bias"}, r"prevent is 'bias'; expected a preventive such as PositiveBias\(\)"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[str(bad[0]) for bad in BAD])
+def test_bad_limits_raise_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Policy(Recycle(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Revive(shallow=0), "shallow is 0; expected a number of 1e-06 or more"),
+        (lambda: Revive(anneal=0.5), "anneal is 0.5; expected a whole number of 1 or more"),
+        (lambda: PositiveBias(-0.1), "value is -0.1; expected a number of 1e-12 or more"),
+        (lambda: Rules(enough_live=-1), "enough_live is -1; expected a number of units"),
+        (lambda: Rules(harmful_ratio=2), "harmful_ratio is 2; expected a share between 0 and 1"),
+        (lambda: BiasWarming(schedule="step"), "schedule is 'step'; expected 'linear', 'cosine'"),
+        (lambda: Watch(nn.ReLU(), total_steps=0), "total_steps is 0; expected the training steps"),
+    ],
+)
+def test_bad_arguments_raise_at_construction(build: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build()

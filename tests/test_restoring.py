@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytorch_lightning as pl
@@ -166,11 +166,11 @@ class Wrapped(nn.Module):
         return out
 
 
-WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "bare": lambda net: net,
     "compiled": lambda net: torch.compile(net, backend="eager"),
     "parallel": nn.DataParallel,
-    "both": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+    "both": lambda net: nn.DataParallel(cast(Any, torch.compile(net, backend="eager"))),
 }
 
 

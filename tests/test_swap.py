@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -11,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, Policy, Rules, State, Swap, Watch
+from deadwatch import ConfigError, Policy, Rules, State, Swap, Watch, restore
 from deadwatch.activations import KINDS, Replacement, SwappedActivation
 from deadwatch.observe.gates import swapped_units
 from tests.clinic import DEAD, Patient, X, dead_chain, refused
 from tests.nets import mlp
-from tests.resuming import Setup, differs_when_interrupted
-from tests.test_compiling import breaks, graphs
+from tests.resuming import Setup, differs_when_interrupted, through_a_file
 
 LIVE = [unit for unit in range(16) if unit not in DEAD]
 ANNEALED = [kind for kind in KINDS if kind != "prelu"]
@@ -263,7 +261,7 @@ def test_at_the_end_the_original_module_is_back(inplace: bool) -> None:
     keys = Patient.of().model.state_dict().keys()
     patient.train(4, watch)
     assert type(cast(Any, patient.model[1])) is nn.ReLU
-    assert patient.model[1].inplace is inplace
+    assert cast(Any, patient.model[1]).inplace is inplace
     assert patient.model.state_dict().keys() == keys
     watch.detach()  # without a warning: nothing is under way
 
@@ -404,31 +402,51 @@ def test_a_run_with_a_swap_is_bitwise_resumed_after_every_step(name: str) -> Non
     assert differs_when_interrupted(setup) == {}
 
 
-# ── torch.compile ───────────────────────────────────────────────────────────────────────────
+@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize("swap", [Swap("prelu", quiet=False), Swap("elu", only="all")], ids=str)
+def test_a_resumed_guard_takes_back_a_swap_from_before(swap: Swap, earlier: bool) -> None:
+    if earlier and swap.only == "all":
+        pytest.skip("there is nothing left to swap")
 
+    def watching(one: Patient) -> Watch:
+        return one.watch(swap, when=0.0, cooldown=0).attach()
 
-def test_a_swap_recompiles_once_and_its_share_never() -> None:
-    torch._dynamo.reset()
+    def calm(one: Patient, watch: Watch) -> None:
+        for _ in range(60):
+            one.train(1)
+            watch.step(1.0)
+
     patient = Patient.of()
-    call = torch.compile(patient.model, backend="eager", fullgraph=True)
-    watch = patient.watch(Swap(anneal=6, quiet=False), cooldown=99).attach()
-    known = []
-
-    def steps(count: int) -> None:
-        for _ in range(count):
-            patient.optimizer.zero_grad()
-            call(patient.x).square().mean().backward()
-            patient.optimizer.step()
-            watch.step()
-        known.append(graphs())
-
-    steps(4)
-    watch.close_window()
-    steps(2)  # the first runs uncompiled, to look at the model again
-    steps(3)  # the share falls with every step
-    steps(1)  # at its end, the original is back
-    steps(2)
-    watch.detach()
-    assert [after - before for before, after in pairwise(known)] == [1, 0, 0, 1]
-    assert type(patient.model[1]) is nn.ReLU
-    assert breaks() == 0
+    watch = watching(patient)
+    calm(patient, watch)
+    if earlier:
+        watch.close_window()
+        calm(patient, watch)
+        with torch.no_grad():
+            patient.model[0].bias[5] = -99
+        watch.close_window(treat=False)
+        patient.model(patient.x)
+        watch.step(1.0)
+    order = len(list(patient.model.parameters())) + (not earlier and swap.to == "prelu")
+    assert watch.close_window().treatments
+    saved = [patient.model.state_dict(), patient.optimizer.state_dict(), watch.state_dict()]
+    state = through_a_file(saved)
+    other = Patient.of()
+    restore(other.model, state[0])
+    other.optimizer = torch.optim.Adam(other.model.parameters(), lr=1e-2)
+    other.optimizer.load_state_dict(state[1])
+    assert len(other.optimizer.param_groups[0]["params"]) == order
+    resumed = other.watch(swap, when=0.0, cooldown=0)
+    resumed.load_state_dict(state[2])
+    resumed.attach()
+    for _ in range(60):
+        other.model(other.x)
+        resumed.step(1e6)
+    assert any("was undone" in note for note in resumed.close_window(treat=False).notes)
+    if earlier:
+        assert other.model[1].units().nonzero().flatten().tolist() == DEAD
+    else:
+        assert type(cast(Any, other.model[1])) is nn.ReLU
+    held = other.optimizer.param_groups[0]["params"]
+    assert [id(p) for p in held] == [id(p) for p in other.model.parameters()]
+    resumed.detach()

@@ -84,6 +84,13 @@ def _assert_harmless(outcome: Outcome, setting: Setting) -> None:
     tolerance = 1e-3 if tailed else 1e-5
     assert outcome.moved <= tolerance, told
     assert outcome.strayed <= tolerance, told
+    site = outcome.treated.site
+    folded = {wire.bias for wire in site.consumers}
+    known = {name for wire in (*site.producers, *site.consumers) for name in wire.names}
+    assert set(outcome.written) <= known, told
+    if setting in WIRED:  # whose layers make and read all units of a site, and no others
+        share = len(outcome.plan.units) / outcome.treated.units
+        assert max(outcome.written[name] for name in set(outcome.written) - folded) <= share
     if isinstance(outcome.remedy, Restandardize) and _exact(setting):
         _assert_standard(outcome, told)
 

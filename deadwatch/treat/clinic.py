@@ -13,17 +13,17 @@ import numpy as np
 from torch import Tensor, nn
 
 from deadwatch.activations import UnitPReLU
-from deadwatch.errors import DeadwatchError
-from deadwatch.plain import from_plain, to_plain
+from deadwatch.errors import CannotTreat, DeadwatchError
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
+from deadwatch.treat.case import Case
 from deadwatch.treat.chart import Chart, InCourse
-from deadwatch.treat.guard import LOOK, LossBand
 from deadwatch.treat.ledger import CONTROL, Ledger
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy
+from deadwatch.treat.remedies.base import Plan, Remedy
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.theatre import Theatre
+from deadwatch.treat.trial import Trial
 
 
 class Clinic:
@@ -59,14 +59,12 @@ class Clinic:
         self._optimizers = optimizers
         self._seed = seed
         self._total_steps = total_steps
-        self._agree = agree
         self._charts: dict[str, Chart] = {}
+        self._trial = Trial(self._theatre, self.ledger, self._charts, agree)
         self._waiting: dict[str, Ints] = {}
         self._unreviewed = False
         self._window = 0
         self._calls: Mapping[str, int] = {}
-        self._band = LossBand()
-        self._trial: list[Treatment] = []
         self._prevented = not policy.prevent
 
     @property
@@ -108,9 +106,7 @@ class Clinic:
             if chart.courses:
                 chart.courses = [c for c in chart.courses if not self._advanced(site, c)]
         if loss is not None and self._policy.guard:
-            self._band.note(loss)
-            if self._trial and self._band.due:
-                self._look()
+            self.notes += self._trial.step(loss, self._window)
 
     def _advanced(self, site: str, going: InCourse) -> bool:
         ended = going.course.step(self._surgery)
@@ -122,37 +118,6 @@ class Clinic:
         if going.course.told:
             self.ledger.note(site, going.treated, going.course.told)
             self.notes.append(f"{site}: {going.course.told}")
-
-    def _look(self) -> None:
-        """Take back what was done last if the loss has left its band."""
-        reason = self._band.broken()
-        if self._agree(bool(reason)):
-            self._undo(reason or "the loss left its band on another rank")
-        elif self._band.since >= LOOK and not any(map(self._going, self._trial)):
-            self._acquit()
-
-    def _acquit(self) -> None:
-        self._trial = []
-        self._band.close()
-        self._theatre.forget()
-
-    def _going(self, treatment: Treatment) -> bool:
-        return any(c.belongs_to(treatment) for c in self._charts[treatment.site].courses)
-
-    def _undo(self, reason: str) -> None:
-        loud = [treatment for treatment in self._trial if not treatment.quiet]
-        for treatment in reversed(self._trial):
-            chart = self._charts[treatment.site]
-            chart.courses = [c for c in chart.courses if not c.belongs_to(treatment)]
-            self._theatre.undo(treatment)
-            self.ledger.undo(treatment)
-            note = f"{treatment.remedy} on {treatment.site} was undone: {reason}"
-            if treatment in (loud or self._trial):  # a quiet one is not to blame for a loud one
-                windows = chart.hold(treatment.remedy, self._window)
-                note += f"; it rests there for {windows} windows"
-            self.notes.append(note)
-        self._band.forgive()
-        self._acquit()
 
     # ── before the first window ─────────────────────────────────────────────────────────
 
@@ -250,8 +215,8 @@ class Clinic:
                 self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
         self._waiting = {}
         self.ledger.record(treatments)
-        if treatments:
-            self._begin_trial(treatments)
+        if treatments and self._policy.guard:
+            self.notes += filter(None, [self._trial.begin(treatments)])
         return tuple(treatments), tuple(refusals)
 
     def _review(self, verdict: WindowReport) -> None:
@@ -261,14 +226,6 @@ class Clinic:
                 if site in verdict and going.course.review(verdict[site], self._surgery):
                     chart.courses.remove(going)
                     self._discharge(site, going)
-
-    def _begin_trial(self, treatments: list[Treatment]) -> None:
-        if self._policy.guard and self._band.known:
-            # What is still in progress can still do harm.
-            self._trial = [t for t in self._trial if self._going(t)] + treatments
-            self._band.open(quiet=all(treatment.quiet for treatment in self._trial))
-        elif self._policy.guard and not all(treatment.quiet for treatment in treatments):
-            self.notes.append("not guarded: too few losses were given to watch.step(loss)")
 
     def _treat_site(
         self, report: SiteReport, due: Ints, step: int
@@ -384,23 +341,20 @@ class Clinic:
             "calls": dict(self._calls),
             "ledger": self.ledger.state_dict(),
             "notes": list(self.notes),
-            "band": self._band.state_dict(),
-            "theatre": self._theatre.state_dict(),
-            "trial": [to_plain(treatment) for treatment in self._trial],
+            "trial": self._trial.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
         for name in _NUMBERS:
             setattr(self, f"_{name}", state[name])
-        self._charts = {name: self._resumed(chart) for name, chart in state["charts"].items()}
+        self._charts.clear()
+        self._charts |= {name: self._resumed(chart) for name, chart in state["charts"].items()}
         self._waiting = {name: np.array(u, np.int64) for name, u in state["waiting"].items()}
         self._calls = dict(state["calls"])
         self.ledger.load_state_dict(state["ledger"])
         self.notes = list(state["notes"])
-        self._band.load_state_dict(state["band"])
-        self._theatre.load_state_dict(state["theatre"])
-        self._trial = [from_plain(Treatment, treatment) for treatment in state["trial"]]
+        self._trial.load_state_dict(state["trial"])
 
     def _resumed(self, state: dict[str, Any]) -> Chart:
         chart = Chart.resume(state)

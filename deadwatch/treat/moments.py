@@ -1,14 +1,17 @@
 """What becomes of the moments that an optimizer keeps for treated rows.
 
-Where the gradients of a dead unit were like those of its live neighbours, its first moments stay.
-Where they were far larger, as in a death by one bad update, the row starts afresh: its first
-moments are zeroed, for they point nowhere, and its second moments, under which it would hardly
-learn for thousands of steps, take the median of the live rows.
+First moments start at zero. Second moments stay as they are, within bounds that the live rows give:
 
-Second moments never stay below that median. They decay while a unit is dead; with next to nothing
-left and an old step count, Adam's first steps would be several times the learning rate, and
-RMSprop's ten times. Resetting the step count, which the whole tensor shares, would slow the live
-rows instead; so only a tensor without any starts as a new parameter does, step count included.
+- Not above the median of the live rows. After a death by one bad update they may be blown up, and
+  the row would hardly learn for thousands of steps.
+- Not below what the live rows' gradients have been of late, as told by their first moments. Second
+  moments decay while a unit is dead; with next to nothing left and an old step count, Adam's first
+  steps would be several times the learning rate. Resetting the step count, which the whole tensor
+  shares, would slow the live rows instead.
+
+The live rows' median itself would be too high where all of them have been through a bad update
+that the dead ones did not see, being dead. It serves where no first moments tell of late, as in
+Adagrad. A tensor without a live row starts as a new parameter does, step count included.
 
 Nothing here writes: each rule returns the treated rows' new moments by name.
 """
@@ -26,14 +29,13 @@ FIRST_MOMENTS = frozenset({"momentum_buffer", "exp_avg", "grad_avg"})
 SECOND_MOMENTS = frozenset(
     {"exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "acc_delta", "sum"}
 )
+_ROOTS = frozenset({"exp_inf"})  # of the scale of gradients, not of their squares
+LATELY = 4.0
+"""Squared gradients over squared first moments, in which noise cancels: by measurement, the least
+at which the first updates of a row that was long dead are not above those of the live ones."""
+
 SHARED_AT_BIRTH = {"step": 0.0, "mu_product": 1.0}
 """What an optimizer keeps once for a whole tensor, and how it begins."""
-
-BLOWN_UP = 10.0
-"""Mean squared gradient, as a multiple of the live rows' median, above which a row restarts."""
-
-_SQUARED_GRADIENT = ("exp_avg_sq", "square_avg", "sum")
-_GRADIENT = ("exp_inf", "momentum_buffer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +63,21 @@ def afresh(moments: Moments) -> dict[str, Tensor]:
 
 
 def by_state(moments: Moments) -> dict[str, Tensor]:
-    """Blown-up rows start afresh; second moments of the others rise to those of the live rows."""
+    """No first moments, and second moments within bounds that the live rows give."""
     new = afresh(moments)
-    restarts = blown_up(moments)
-    for key, rows in moments.items():
-        kept = rows.treated if key in FIRST_MOMENTS else torch.maximum(rows.treated, new[key])
-        new[key] = torch.where(restarts, new[key], kept)
+    if "exp_avg" not in moments:
+        return new
+    lately = _lately(moments["exp_avg"])
+    for key in moments.keys() & SECOND_MOMENTS:
+        raised = torch.maximum(moments[key].treated, lately.sqrt() if key in _ROOTS else lately)
+        # Asked this way round, NaN gives way to the live rows' median.
+        new[key] = torch.where(raised < new[key], raised, new[key])
     return new
+
+
+def _lately(first: Rows) -> Tensor:
+    """What the live rows' squared gradients have been of late, from their first moments."""
+    return LATELY * first.live.square().mean(dim=first.axis, keepdim=True)
 
 
 def keep(moments: Moments) -> dict[str, Tensor]:
@@ -80,26 +90,6 @@ RULES: dict[str, Callable[[Moments], dict[str, Tensor]]] = {
     "restart": afresh,
     "keep": keep,
 }
-
-
-def blown_up(moments: Moments) -> Tensor:
-    """Which treated rows saw gradients far above those of the live ones.
-
-    Returns:
-        One truth value for each treated row, of a shape that broadcasts against the rows.
-    """
-    key = next((key for key in (*_SQUARED_GRADIENT, *_GRADIENT) if key in moments), None)
-    if key is None:
-        return torch.tensor(False)
-    rows = moments[key]
-    treated, live = rows.treated.float(), rows.live.float()
-    if key in _GRADIENT:
-        treated, live = treated.square(), live.square()
-    others = [dim for dim in range(treated.ndim) if dim != rows.axis]
-    if others:
-        treated, live = treated.mean(others, keepdim=True), live.mean(others, keepdim=True)
-    # Asked this way round, NaN counts as blown up.
-    return ~(treated <= BLOWN_UP * live.median())
 
 
 def unguided(moments: Moments) -> dict[str, Tensor]:

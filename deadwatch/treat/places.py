@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deadwatch.records import Ints, Wire
+from deadwatch.treat.optim import Restart
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,3 +40,13 @@ def places(wire: Wire, name: str, units: Ints, shape: Sequence[int]) -> tuple[Pl
         for group in np.unique(index // inner).tolist()
     ]
     return tuple(found) or (Place(1, index),)
+
+
+def restarts(name: str, treated: tuple[Place, ...], live: tuple[Place, ...]) -> tuple[Restart, ...]:
+    """Restarts whose live slices lie within the same rows as the treated ones."""
+    beside = {place.rows: place.index for place in live}
+    none = np.empty(0, np.int64)
+    return tuple(
+        Restart(name, each.axis, each.index, beside.get(each.rows, none), each.rows)
+        for each in treated
+    )

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
@@ -81,7 +80,7 @@ class Surgery:
             f"{path}.{leaf}"
             for path, module in self._model.named_modules()
             for leaf, other in module._parameters.items()
-            if other is not None and module is not holder and _same(other, own)
+            if other is not None and module is not holder and _share(other, own)
         ]
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
@@ -142,10 +141,8 @@ class Surgery:
                         setattr(parent, name, module)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one is other:
-        return True
-    return not is_lazy(one) and one.numel() > 0 and one.data_ptr() == other.data_ptr()
+def _share(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.numel() > 0 and one.data_ptr() == other.data_ptr())
 
 
 def narrowed(tensor: Tensor, rows: range | None) -> Tensor:

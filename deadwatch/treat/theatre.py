@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from deadwatch.activations import MASK, SwappedActivation
-from deadwatch.records import SiteReport, Treatment
+from deadwatch.records import Change, SiteReport, Treatment
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import Plan
-from deadwatch.treat.surgery import Surgery
-
-_Key = tuple[str, int, int]
-"""Site, step and first unit of a treatment."""
+from deadwatch.treat.surgery import Surgery, host_copy
 
 
 class Theatre:
@@ -36,8 +33,7 @@ class Theatre:
         self.surgery = Surgery(model, aside)
         self.optimizers = optimizers
         self._model = model
-        self._swapped: dict[_Key, nn.Module] = {}
-        self._masks: dict[_Key, Tensor | None] = {}
+        self._replaced: dict[nn.Module, nn.Module] = {}
 
     def apply(self, plan: Plan, report: SiteReport, window: int, step: int) -> Treatment:
         """Carry a plan out; the treatment says all that was written."""
@@ -46,8 +42,7 @@ class Theatre:
             changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
         site = report.site
         if plan.swap is not None:
-            self._swapped[site.name, step, int(plan.units[0])] = self.surgery.module(plan.swap[0])
-            self._swap(*plan.swap, report)
+            changes += self._swap(*plan.swap, report)
         return Treatment(
             plan.remedy,
             site.name,
@@ -76,11 +71,12 @@ class Theatre:
 
     def forget(self) -> None:
         """No treatment so far will be undone any more."""
-        self._swapped.clear()
-        self._masks.clear()
+        self._replaced.clear()
 
-    def _swap(self, path: str, module: nn.Module, report: SiteReport) -> None:
+    def _swap(self, path: str, module: nn.Module, report: SiteReport) -> list[Change]:
+        old = self.surgery.module(path)
         self.surgery.replace(path, module)
+        self._replaced[module] = old
         producers = report.site.producers
         for parameter in module.parameters():
             if self.optimizers.owner(parameter) is None and producers:
@@ -88,31 +84,29 @@ class Theatre:
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
                 self.optimizers.exempt([parameter])  # a slope shall not decay to zero
+        if isinstance(old, SwappedActivation) and isinstance(module, SwappedActivation):
+            return [self._widened(path, old.deadwatch_mask)]
+        return []
 
-    def state_dict(self) -> list[dict[str, Any]]:
-        """Plain values to go on from: what stood in the place of each swap that may be undone."""
-        masks = dict(self._masks)
-        for key, module in self._swapped.items():
-            swapped = isinstance(module, SwappedActivation)
-            masks[key] = module.state_dict()[MASK].cpu() if swapped else None
-        return [{"key": key, "mask": mask} for key, mask in masks.items()]
-
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        """Go on from a `state_dict`."""
-        self._masks = {tuple(saved["key"]): saved["mask"] for saved in state}
-
-    def _rebuilt(self, now: nn.Module, key: _Key) -> nn.Module:
-        """What stood in the place of a swap in the run that a checkpoint is from."""
-        assert isinstance(now, SwappedActivation)
-        mask = self._masks.pop(key)
-        return now.restored() if mask is None else now.masked(mask.to(now.deadwatch_mask.device))
+    def _widened(self, path: str, before: Tensor) -> Change:
+        """The change of the mask where a swap was extended."""
+        name, index = f"{path}.{MASK}", np.arange(len(before))
+        after = self.surgery.rows(name, index)
+        return Change(name, 0, index, host_copy(before), host_copy(after), shared=False)
 
     def _swap_back(self, treatment: Treatment) -> None:
-        now = self.surgery.module(treatment.swapped)
-        key = treatment.site, treatment.step, int(treatment.units[0])
-        before = self._swapped.pop(key, None) or self._rebuilt(now, key)
+        path = treatment.swapped
+        now = self.surgery.module(path)
+        before = self._replaced.get(now)
+        if any(change.tensor == f"{path}.{MASK}" for change in treatment.changes):
+            assert isinstance(now, SwappedActivation)
+            before = now.masked(now.units())  # its mask is written back with the changes
+        elif before is None and isinstance(now, SwappedActivation):
+            before = now.restored()  # the run was resumed since
+        elif before is None:  # an annealed swap has returned already
+            return
         kept = {id(parameter) for parameter in before.parameters()}
-        self.surgery.replace(treatment.swapped, before)
+        self.surgery.replace(path, before)
         for parameter in now.parameters():
             if id(parameter) not in kept:
                 self.optimizers.remove(parameter)

@@ -11,17 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.records import Floats, Ints
+from deadwatch.treat.case import Case
 from deadwatch.treat.course import Course
-from deadwatch.treat.remedies.base import (
-    CannotTreat,
-    Case,
-    Plan,
-    Remedy,
-    require_number,
-    require_quiet,
-)
+from deadwatch.treat.remedies.base import Plan, Remedy, require_number, require_quiet
 from deadwatch.treat.remedies.warming import ClosedLoop, Held, Warming, exact
 from deadwatch.treat.surgery import Surgery
 
@@ -106,7 +100,7 @@ class BiasWarming(Remedy):
             self.name,
             units,
             edits=(*edits, case.edit(bias, warm)),
-            restarts=(*restarts, case.restart(bias)),
+            restarts=(*restarts, *case.renewals()),
             course=course,
             quiet=quiet,
             note=f"γ {gammas.min():.3g} to {gammas.max():.3g} on {bias}",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from deadwatch.treat.remedies.base import CannotTreat
+from deadwatch.errors import CannotTreat
 
 
 @contextmanager

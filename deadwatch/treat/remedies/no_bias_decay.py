@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.treat.optim import OptimizerState
-from deadwatch.treat.remedies.base import CannotTreat, require_number
+from deadwatch.treat.remedies.base import require_number
 from deadwatch.treat.remedies.preventive import Preventive
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, require_number
+from deadwatch.errors import CannotTreat
+from deadwatch.treat.case import Case
+from deadwatch.treat.remedies.base import Plan, Remedy, require_number
 
 
 @dataclass(frozen=True)

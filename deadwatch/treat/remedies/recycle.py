@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deadwatch.records import Wire
-from deadwatch.treat.remedies.base import Case, Plan, Remedy, require_separable
+from deadwatch.treat.case import Case
+from deadwatch.treat.remedies.base import Plan, Remedy
 from deadwatch.treat.remedies.fresh import fresh_like
 
 
@@ -25,7 +26,7 @@ class Recycle(Remedy):
     def plan(self, case: Case) -> Plan:
         """Plan fresh incoming rows and zero outgoing columns."""
         layers = case.layers()
-        require_separable(case)
+        case.require_separable()
         edits, restarts, _ = case.silence(quiet=True)
         rows = [draw for nth, layer in enumerate(layers) for draw in _fresh(case, layer, nth)]
         rows += [start for norm in case.norms() for start in _starts(case, norm)]

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deadwatch.errors import CannotTreat
 from deadwatch.records import Bools, Floats
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, require_quiet
+from deadwatch.treat.case import Case
+from deadwatch.treat.remedies.base import Plan, Remedy, require_quiet
 
 # Deeper than this many standard deviations, float32 does not tell a spread from rounding.
 _DEEPEST = 1e5

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deadwatch.treat.remedies.base import CannotTreat, Case, Plan, Remedy, require_number
+from deadwatch.errors import CannotTreat
+from deadwatch.treat.case import Case
+from deadwatch.treat.remedies.base import Plan, Remedy, require_number
 from deadwatch.treat.remedies.bias_warming import BiasWarming
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.restandardize import Restandardize

@@ -14,18 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from deadwatch.activations import KINDS, SHARE, SLOPES, Replacement, SwappedActivation
-from deadwatch.errors import ConfigError, DeadwatchError
+from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError
 from deadwatch.records import Ints
+from deadwatch.treat.case import Case
 from deadwatch.treat.course import Course
 from deadwatch.treat.optim import KNOWN
-from deadwatch.treat.remedies.base import (
-    CannotTreat,
-    Case,
-    Plan,
-    Remedy,
-    require_number,
-    require_quiet,
-)
+from deadwatch.treat.remedies.base import Plan, Remedy, require_number, require_quiet
 from deadwatch.treat.surgery import Edit, Surgery
 
 
@@ -110,7 +104,7 @@ class Swap(Remedy):
             self.name,
             case.units,
             edits,
-            restarts,
+            (*restarts, *case.renewals()),
             swap=(site.module, self._module(case, old)),
             course=way_back,
             quiet=quiet,

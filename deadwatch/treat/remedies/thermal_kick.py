@@ -8,14 +8,8 @@ from itertools import chain
 import torch
 
 from deadwatch.records import Wire
-from deadwatch.treat.remedies.base import (
-    Case,
-    Plan,
-    Remedy,
-    require_number,
-    require_quiet,
-    require_separable,
-)
+from deadwatch.treat.case import Case
+from deadwatch.treat.remedies.base import Plan, Remedy, require_number, require_quiet
 from deadwatch.treat.remedies.fresh import fresh_like, private_random
 from deadwatch.treat.surgery import Edit
 
@@ -46,7 +40,7 @@ class ThermalKick(Remedy):
     def plan(self, case: Case) -> Plan:
         """Plan a kick for every unit of the case."""
         layers = case.layers()
-        require_separable(case)
+        case.require_separable()
         edits, restarts, quiet = case.silence(self.quiet)
         spreads = {name: _spread(case, wire, name) for wire in layers for name in wire.names}
         for norm in case.norms():

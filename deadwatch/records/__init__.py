@@ -1,0 +1,30 @@
+"""The frozen records that the stages hand to each other.
+
+Plain, picklable, and free of torch: they hold names, numbers and NumPy arrays, never modules.
+Arrays named "(C,)" have one entry per unit of the site.
+"""
+
+from deadwatch.records.arrays import Bools, Floats, Ints
+from deadwatch.records.measured import SiteSnapshot, Snapshot, Window
+from deadwatch.records.reports import SiteReport, State, WindowReport
+from deadwatch.records.sites import Gate, Site, Wire
+from deadwatch.records.treated import Change, Outcome, Refusal, Treatment
+
+__all__ = [
+    "Bools",
+    "Change",
+    "Floats",
+    "Gate",
+    "Ints",
+    "Outcome",
+    "Refusal",
+    "Site",
+    "SiteReport",
+    "SiteSnapshot",
+    "Snapshot",
+    "State",
+    "Treatment",
+    "Window",
+    "WindowReport",
+    "Wire",
+]

@@ -1,0 +1,61 @@
+"""What was measured over a window."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from deadwatch.records.arrays import Bools, Ints
+from deadwatch.records.sites import Site
+
+
+@dataclass(frozen=True)
+class Window:
+    """The stretch of training a report speaks of; both steps are included."""
+
+    index: int
+    first_step: int
+    last_step: int
+
+
+@dataclass(frozen=True, eq=False)
+class SiteSnapshot:
+    """What was measured at one site over one window.
+
+    Attributes:
+        site: The site.
+        samples: Elements per unit on which liveness was judged (every counted forward).
+        data: Per-unit statistics by name, each (C,); see `deadwatch.observe.stats.STATISTICS`.
+            Empty if the site has never run.
+        age: Samples since each unit's gate was last open, at window granularity (C,).
+        flat: Whether each unit's closed side has exactly zero derivative (C,).
+    """
+
+    site: Site
+    samples: int
+    data: Mapping[str, npt.NDArray[Any]]
+    age: Ints
+    flat: Bools
+
+    @property
+    def units(self) -> int:
+        """Number of units, 0 if the site has never run."""
+        return len(self.age)
+
+    @property
+    def opened(self) -> Bools:
+        """Which gates are known to have been open in the window (C,)."""
+        # Where a NaN hid a batch from the exact check, the sampled count may still have seen it.
+        known: Bools = self.data["opened"] | (self.data["open"] > 0)
+        return known
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """What was measured at all sites over one window, in the order of the data."""
+
+    window: Window
+    sites: tuple[SiteSnapshot, ...]
