@@ -294,7 +294,7 @@ class Watch:
         flow = {"stepped": self._stepped, "closed": self._closed}
         clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
         # Each rank has seen other data and other losses; all else is the same on all of them.
-        own = {"taps": self._taps.state_dict(), "band": clinic and clinic.pop("band")}
+        own = {"taps": self._taps.state_dict(), "trial": clinic and clinic.pop("trial")}
         ranks = every_rank(own)
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
 
@@ -322,7 +322,7 @@ class Watch:
         self._taps.load_state_dict(own["taps"], measured=measured)
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
-            self._saved_clinic = to_plain({**state["clinic"], "band": own["band"]})
+            self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})
         self._resume_clinic()
 
     def _resume_clinic(self) -> None:
