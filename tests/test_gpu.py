@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from deadwatch import Recycle, Rules, Watch
+from deadwatch import Recycle, Remedy, Restandardize, Rules, ThermalKick, Watch
 from tests.clinic import DEAD, Patient
 from tests.nets import conv, images
 
@@ -53,13 +53,14 @@ def test_the_device_agrees_with_the_host() -> None:
         np.testing.assert_allclose(site.std, reports[1][name].std, rtol=1e-4, atol=1e-5)
 
 
-def test_recycling_on_the_device() -> None:
+@pytest.mark.parametrize("remedy", [Recycle(), Restandardize(), ThermalKick()], ids=str)
+def test_new_rows_on_the_device(remedy: Remedy) -> None:
     patient = Patient.of("conv")
     patient.model.cuda()
     patient.x = patient.x.cuda()
     patient.optimizer = torch.optim.Adam(patient.model.parameters(), lr=1e-3, fused=True)
     patient.train(2)
     before = patient.model(patient.x)
-    report, _ = patient.treated(Recycle())
+    report, _ = patient.treated(remedy)
     assert report.treatments[0].units.tolist() == DEAD
     torch.testing.assert_close(patient.model(patient.x), before)

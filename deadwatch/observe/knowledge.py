@@ -18,6 +18,7 @@ class Wiring:
     consumers: tuple[Wire, ...]
     producers_note: str
     consumers_note: str
+    known_consumers: tuple[Wire, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Visit:
     stem_note: str
     readers: tuple[Wire, ...]
     readers_note: str
+    only_kept: bool
 
 
 @dataclass
@@ -81,12 +83,13 @@ class Knowledge:
         producers_note = producers_note or self._unfit(stem, shapes)
         consumers_note = next((v.readers_note for v in visits if v.readers_note), "")
         readers = tuple(dict.fromkeys(wire for visit in visits for wire in visit.readers))
-        consumers_note = consumers_note or self._unfit(readers, shapes)
+        unfit = self._unfit(readers, shapes)
         return Wiring(
             () if producers_note else stem,
-            () if consumers_note else readers,
+            () if consumers_note or unfit else readers,
             producers_note,
-            consumers_note,
+            consumers_note or unfit,
+            readers if not unfit and all(visit.only_kept for visit in visits) else (),
         )
 
     def _unfit(self, wires: tuple[Wire, ...], shapes: Shapes) -> str:

@@ -26,10 +26,18 @@ class Flow:
     site: str
     consumers: list[Wire] = field(default_factory=list)
     note: str = ""
+    only_kept: bool = True
 
-    def lose(self, reason: str) -> None:
-        """Not all readers are known; the first reason stays."""
+    def lose(self, reason: str, *, kept: bool = False) -> None:
+        """Not all readers are known; the first reason stays.
+
+        Args:
+            reason: Why.
+            kept: Whether it is only that the tensor outlives the forward: what is in the forward is
+                known.
+        """
         self.note = self.note or reason
+        self.only_kept = self.only_kept and kept
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,15 @@ class Label:
             return ""
         return " and ".join(name for name, _ in self.readers)
 
-    def lose_parts(self, reason: str) -> None:
+    def lose_parts(self, reason: str, *, kept: bool = False) -> None:
         """Something unknown happens to the sites' outputs that it holds."""
         for part in self.parts:
-            part.flow.lose(reason)
+            part.flow.lose(reason, kept=kept)
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str, *, kept: bool = False) -> None:
         """Something unknown reads the tensor."""
         self.lost = self.lost or reason
-        self.lose_parts(reason)
+        self.lose_parts(reason, kept=kept)
 
 
 def cut_stem(stem: tuple[Wire, ...], start: int, stop: int) -> tuple[Wire, ...]:

@@ -86,7 +86,7 @@ class Tracer:
             for tensor in tensors_in(output):
                 label = self.label_of(tensor)
                 if label is not None:
-                    self.read(label, "code outside the forward")
+                    self.read(label, "code outside the forward", kept=True)
             self._find_unseen_readers(output)
             self._find_kept_tensors(output)
             for site, visit in [(site, _visit(call)) for site, call in self._open.items()]:
@@ -204,10 +204,10 @@ class Tracer:
         """Take a tensor's label off."""
         self._labels.pop(id(tensor), None)
 
-    def read(self, label: Label, reader: str) -> None:
+    def read(self, label: Label, reader: str, *, kept: bool = False) -> None:
         """Note a reader that the chain does not run through."""
         label.read_by(reader)
-        label.lose_parts(f"it is read by {reader}")
+        label.lose_parts(f"it is read by {reader}", kept=kept)
 
     def parameter_name(self, tensor: Any) -> str | None:
         """The name of a parameter of the model; None for anything else."""
@@ -251,7 +251,8 @@ class Tracer:
                 held = {id(referent) for referent in gc.get_referents(holder)}
                 for kept, label in zip(tensors, labels, strict=True):
                     if id(kept) in held:
-                        label.lose(f"it is kept in a {type(holder).__name__} by the forward")
+                        holder_name = type(holder).__name__
+                        label.lose(f"it is kept in a {holder_name} by the forward", kept=True)
 
 
 def _is_held(reference: weakref.ref[Tensor]) -> bool:
@@ -309,7 +310,8 @@ def _visit(call: _Call) -> Visit:
     if label is not None and (label.note or stem):
         stem_note = label.note or call.note or _other_readers(label)
     readers_note = flow.note or ("" if flow.consumers else "nothing in the forward reads it")
-    return Visit(() if stem_note else stem, stem_note, tuple(flow.consumers), readers_note)
+    readers, known = tuple(flow.consumers), flow.only_kept
+    return Visit(() if stem_note else stem, stem_note, readers, readers_note, known)
 
 
 def _other_readers(label: Label) -> str:

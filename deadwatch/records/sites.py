@@ -122,6 +122,8 @@ class Site:
         ndim: Number of axes of the pre-activation at its first call; 0 until it has run.
         producers: What produces the units, in the order of the data; empty if unknown.
         consumers: All that read the units; empty if unknown.
+        known_consumers: Those within the forward, where all of these are known; others may read
+            the units after it, from where they are kept or returned.
         producers_note: Why the producers are unknown; empty if they are known.
         consumers_note: Why the consumers are unknown; empty if they are known.
         functional: Whether it is a function, not a module, that is called there.
@@ -138,4 +140,5 @@ class Site:
     producers_note: str = "not traced yet"
     consumers_note: str = "not traced yet"
     functional: bool = False
+    known_consumers: tuple[Wire, ...] = ()
     ndim: int = 0

@@ -118,6 +118,10 @@ class Case:
             if reason:
                 raise CannotTreat(reason)
 
+    def trained(self, wire: Wire) -> bool:
+        """Whether a layer's weight may be treated."""
+        return wire.weight is not None and not self._untreatable(wire.weight)
+
     def _untreatable(self, name: str) -> str:
         parameter = self.surgery.tensor(name)
         if not parameter.requires_grad:
@@ -214,7 +218,9 @@ class Case:
         What the units contributed on average is folded into the bias of the layers that read them.
 
         Args:
-            quiet: True to insist, False for nothing, None for where all readers are known.
+            quiet: True to insist, False for nothing, None for where all readers are known. Where
+                others read units as well whose output is zero, None still zeroes the columns of
+                the layers that are known, and the treatment does not count as quiet.
 
         Returns:
             The edits, the optimizer restarts, and whether the treatment is quiet.

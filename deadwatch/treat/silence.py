@@ -22,13 +22,33 @@ if TYPE_CHECKING:
 def silence(case: Case, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Restart, ...], bool]:
     """See `Case.silence`."""
     loud = _loud(case)
-    if quiet is False or (quiet is None and loud):
+    if quiet is False:
         return (), (), False
-    if loud:
+    if loud and quiet:
         raise CannotTreat(loud)
+    if loud:
+        return (*_zeroed(case, _hushed(case)), False)
     readers = case.report.site.consumers
     case.require_trainable(*(wire.weight for wire in readers))
-    edits = [*_fold(case)]
+    folded = tuple(_fold(case))
+    edits, starts = _zeroed(case, readers)
+    return (*folded, *edits), starts, True
+
+
+def _hushed(case: Case) -> tuple[Wire, ...]:
+    """The readers within the forward, where others may read the units after it.
+
+    Those see the units come back at once, say a penalty on activations, but the layers do not.
+    """
+    site = case.report.site
+    silent = (case.report.mean_out[case.units] == 0).all()
+    plain = [w for w in site.known_consumers if not (w.shared or w.through) and case.trained(w)]
+    return tuple(plain) if silent and not site.consumers else ()
+
+
+def _zeroed(case: Case, readers: tuple[Wire, ...]) -> tuple[tuple[Edit, ...], tuple[Restart, ...]]:
+    """Zeros for the units' columns in their readers, whose state starts afresh."""
+    edits: list[Edit] = []
     starts: list[Restart] = []
     for wire in readers:
         assert wire.weight is not None
@@ -40,7 +60,7 @@ def silence(case: Case, quiet: bool | None) -> tuple[tuple[Edit, ...], tuple[Res
             edits.append(Edit(wire.weight, each.axis, each.index, zeros, each.rows))
         live = places(wire, wire.weight, case.live, shape)
         starts += restarts(wire.weight, outgoing, live)
-    return tuple(edits), tuple(starts), True
+    return tuple(edits), tuple(starts)
 
 
 def _loud(case: Case) -> str:

@@ -20,14 +20,18 @@ class Recycle(Remedy):
 
     Incoming rows are drawn as the module itself would draw them; a norm's row returns to its
     start. Outgoing columns are always zeroed, and what the unit contributed on average is folded
-    into the bias of its readers, so the function does not change at that moment.
+    into the bias of its readers, so the function does not change at that moment. Where something
+    else reads the units as well (a penalty on activations that the forward keeps, the output of
+    the model), that sees them come back at once; where no layer is known to read them, it refuses.
     """
 
     def plan(self, case: Case) -> Plan:
         """Plan fresh incoming rows and zero outgoing columns."""
         layers = case.layers()
         case.require_separable()
-        edits, restarts, _ = case.silence(quiet=True)
+        edits, restarts, quiet = case.silence(quiet=None)
+        if not edits:
+            case.silence(quiet=True)  # says why
         rows = [draw for nth, layer in enumerate(layers) for draw in _fresh(case, layer, nth)]
         rows += [start for norm in case.norms() for start in _starts(case, norm)]
         names = [name for wire in (*layers, *case.norms()) for name in wire.names]
@@ -38,7 +42,7 @@ class Recycle(Remedy):
             case.units,
             edits=(*edits, *chain.from_iterable(case.edits(*each) for each in rows)),
             restarts=(*restarts, *chain.from_iterable(map(case.restarts, names))),
-            quiet=True,
+            quiet=quiet,
             note=f"rows of {told} drawn afresh" + stays,
         )
 

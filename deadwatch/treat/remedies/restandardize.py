@@ -29,6 +29,9 @@ class Restandardize(Remedy):
     rows of all layers whose outputs add up. Where 0 lies outside the gate, as for
     ``Threshold(2.0)``, the mean is the end of the gate that is nearest to 0 instead.
 
+    The figures are met to rounding, unless dropout or a padding by zeros stands before the
+    activation, on which a bias does not act evenly; then they are met roughly.
+
     Units whose pre-activation does not vary, say because a layer before them is dead, have nothing
     to be rescaled and are left out.
 
