@@ -292,8 +292,10 @@ class Watch:
         training call it on every rank, as `close_window`; all get the same.
         """
         flow = {"stepped": self._stepped, "closed": self._closed}
-        ranks = every_rank(self._taps.state_dict())
         clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
+        # Each rank has seen other data and other losses; all else is the same on all of them.
+        own = {"taps": self._taps.state_dict(), "trial": clinic and clinic.pop("trial")}
+        ranks = every_rank(own)
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -308,17 +310,19 @@ class Watch:
         """
         require_version(state)
         ranks = state["ranks"]
-        measured = mine(ranks)
-        if measured is None:
+        own = mine(ranks)
+        if own is None:
             warnings.warn(
                 f"the state was saved by {len(ranks)} processes, and another number of them loads "
                 "it: what was measured in the window so far is left out",
                 ResumeWarning,
                 stacklevel=2,
             )
-        self._taps.load_state_dict(measured or ranks[0], measured=measured is not None)
+        measured, own = own is not None, own or ranks[0]
+        self._taps.load_state_dict(own["taps"], measured=measured)
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
-        self._saved_clinic = to_plain(state["clinic"])  # the caller keeps what it gave
+        if state["clinic"] is not None:  # copied: the caller keeps what it gave
+            self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})
         self._resume_clinic()
 
     def _resume_clinic(self) -> None:

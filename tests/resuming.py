@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,6 +41,7 @@ class Setup:
     policy: Callable[[], Policy | None] = lambda: None
     optimizer: Callable[[Any], Optimizer] = lambda p: torch.optim.Adam(p, lr=1e-2)
     batch: tuple[int, ...] = (8, 12)
+    salt: int = 0
     loss: Callable[[int, Tensor], Tensor] = lambda step, loss: loss
     watch: dict[str, Any] = field(default_factory=dict)
 
@@ -91,11 +93,14 @@ class Run:
             self.done += 1
 
     def train(self) -> None:
-        generator = torch.Generator().manual_seed(self.step)
+        generator = torch.Generator().manual_seed(100 * self.step + self.setup.salt)
         x = torch.randn(*self.setup.batch, generator=generator)
         self.optimizer.zero_grad()
         loss = self.model(x).float().square().mean()
         loss.backward()
+        if dist.is_initialized():
+            for parameter in self.model.parameters():
+                dist.all_reduce(parameter.grad)
         self.optimizer.step()
         self.watch.step(self.setup.loss(self.step, loss.detach()))
         self.step += 1

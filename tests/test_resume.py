@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -25,6 +29,7 @@ from deadwatch import (
     Swap,
     ThermalKick,
     Watch,
+    WindowReport,
 )
 from deadwatch.errors import ResumeWarning, SiteDisabledWarning
 from tests.nets import SharedReLU, conv, mlp
@@ -49,6 +54,20 @@ class Functions(nn.Module):
             h = h + self.rare(h)
         out: Tensor = self.last(h)
         return out
+
+
+class Chance(nn.Module):
+    """What reads its units depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act = nn.Linear(12, 8), nn.ReLU()
+        self.always, self.sometimes = nn.Linear(8, 5), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.first(x))
+        out: Tensor = self.always(h)
+        return out + self.sometimes(h) if x[0, 0] > 0 else out
 
 
 class Learned(nn.Module):
@@ -77,6 +96,7 @@ SETUPS = {
     "shared and in-place": Setup(SharedReLU, batch=(4, 3, 5, 5)),
     "convolutions": Setup(lambda: dying(conv(2, norm=True)), batch=(4, 3, 4, 4)),
     "learned gates": Setup(lambda: mlp(Learned)),
+    "readers by chance": Setup(Chance),
     "selected": Setup(mlp, watch={"exclude": "1"}),
 }
 
@@ -189,6 +209,44 @@ def test_what_the_guard_takes_back_does_not_depend_on_interruptions(name: str) -
     run = Run(setup)
     run.go_on()
     assert any(entry.undone for entry in run.watch.ledger)
+
+
+# ── compiled ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def nothing_compiled_before() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled_before")
+def test_a_compiled_model_is_resumed_with_the_same_counts_and_moments() -> None:
+    def compiled() -> nn.Module:
+        model: Any = torch.compile(dying(mlp()), backend="eager")
+        return model  # type: ignore[no-any-return]
+
+    whole = Run(Setup(compiled))
+    whole.go_on()
+    for done in (1, 3, 7, 9):
+        run = Run(Setup(compiled))
+        run.go_on(done)
+        resumed = Run(Setup(compiled), run.state())
+        resumed.go_on()
+        for one, other in zip(whole.reports, resumed.reports, strict=True):
+            assert_close(one, other)
+
+
+def assert_close(one: WindowReport, other: WindowReport) -> None:
+    """Graphs and what runs without them sum in another order."""
+    assert one.window == other.window
+    for site, same_site in zip(one.values(), other.values(), strict=True):
+        assert site.site == same_site.site
+        for name in ("samples", "state", "age", "open_fraction", "nonfinite"):
+            np.testing.assert_array_equal(getattr(site, name), getattr(same_site, name))
+        for name in ("mean", "std", "min", "max", "mean_abs", "mean_out"):
+            np.testing.assert_allclose(getattr(site, name), getattr(same_site, name), rtol=1e-5)
 
 
 # ── what does not fit ───────────────────────────────────────────────────────────────────
@@ -323,3 +381,53 @@ def test_what_is_saved_does_not_change_with_the_run_nor_with_what_it_is_loaded_i
     other.watch.load_state_dict(state)
     other.go_on(5)
     assert differences(state, before) == []
+
+
+# ── several processes ───────────────────────────────────────────────────────────────────
+
+SCRIPT = """
+import os, sys
+import torch.distributed as dist
+from deadwatch import BiasWarming
+from tests.resuming import Run, differences
+from tests.test_resume import treating
+
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group(
+    "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+)
+setup = treating(BiasWarming(hold=2, anneal=3, quiet=False), warmup=8)
+setup.salt = rank  # every rank has data of its own
+setup.loss = lambda step, loss: (9.0 if step > 8 and rank else 1.0) + 0.01 * (step % 3)
+whole = Run(setup)
+whole.go_on()
+assert any(entry.undone for entry in whole.watch.ledger)
+for done in (2, 6, 9, 14, 15):
+    run = Run(setup)
+    run.go_on(done)
+    state = run.state()
+    saved = [state["watch"]]
+    dist.broadcast_object_list(saved, 0)  # only one rank's checkpoint is written
+    resumed = Run(setup, state | {"watch": saved[0]})
+    resumed.go_on()
+    found = differences(whole.result(), resumed.result())
+    assert not found, (done, found[:3])
+dist.barrier()
+sys.stdout.flush()
+os._exit(0)  # gloo's own threads now and then abort an orderly exit
+"""
+
+
+def test_two_processes_resume_from_the_state_that_one_of_them_saved(tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), "2", str(tmp_path)],
+            cwd=Path(__file__).parent.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
