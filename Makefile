@@ -22,7 +22,7 @@ types: $(VENV)/.test
 # ImageMagick).
 figures: $(VENV)/.test
 	$(BIN)/python examples/digits.py
-	$(BIN)/python benchmarks/remedies.py
+	$(BIN)/python -m benchmarks.efficacy
 	$(BIN)/python benchmarks/overhead.py --out benchmarks/overhead.json
 	$(BIN)/python benchmarks/picture.py
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import overhead, remedies
+from benchmarks import overhead
 from examples import born_dead, digits, own_remedy, transformer
 from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
@@ -55,12 +55,6 @@ def test_a_remedy_and_a_policy_of_your_own(capsys: pytest.CaptureFixture[str]) -
     assert reports["watched"]["1"].dead.sum() >= 14
     assert reports["mirrored"]["1"].dead.sum() <= 2
     assert re.search(r"Mirror: 1\d of 1\d units are alive", capsys.readouterr().out)
-
-
-def test_the_remedies_table_is_made(capsys: pytest.CaptureFixture[str]) -> None:
-    remedies.main(["--seeds", "1", "--epochs", "2", "--only", "none", "Recycle()"])
-    printed = capsys.readouterr().out
-    assert re.search(r"\| Recycle\(\) +\|", printed)
 
 
 def test_the_overhead_table_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
