@@ -293,6 +293,15 @@ class DeadWatch(_Callback):
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────
 
+    @property
+    def state_key(self) -> str:
+        """Under which a checkpoint keeps the state: several may watch parts of one model."""
+        settings = self._settings
+        key: str = self._generate_state_key(
+            include=settings.include, exclude=settings.exclude, window=self._window
+        )
+        return key
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a resumed run goes on as if not interrupted."""
         if self._loaded is not None:  # a run that has not begun, say while a rate is looked for

@@ -497,3 +497,10 @@ def test_a_pattern_that_matches_nothing_stops_before_training(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"include pattern 'head.*' matches no activation"):
         fit([DeadWatch(include="head.*")], tmp_path, module)
     assert module.losses == []
+
+
+def test_two_callbacks_watch_two_parts_of_one_model(tmp_path: Path) -> None:
+    both = [DeadWatch(rules=QUICK, include=site) for site in ("net.1", "net.3")]
+    fit(both, tmp_path)
+    assert [list(watch.report or ()) for watch in both] == [["net.1"], ["net.3"]]
+    assert both[0].state_key != both[1].state_key
