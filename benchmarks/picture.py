@@ -54,7 +54,7 @@ def wait_for(url: str, text: bytes) -> bytes:
 
 def main() -> None:
     """Take the picture."""
-    spec = ",".join(f"{name}:{RUNS / name / 'seed0'}" for name in ("watched", "ladder"))
+    spec = ",".join(f"{name}:{RUNS / name / 'seed0'}" for name in ("watched", "revive"))
     PICTURE.parent.mkdir(exist_ok=True)
     with tensorboard("--logdir_spec", spec) as url, tempfile.TemporaryDirectory() as folder:
         wait_for(f"{url}data/plugin/custom_scalars/layout", b"dead ratio")

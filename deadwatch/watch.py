@@ -39,7 +39,8 @@ class Watch:
     Args:
         model: The model. Watching alone never changes it, nor its losses, by a single bit.
         optimizer: The optimizer or optimizers that train it; needed to treat.
-        policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"ladder"``), or
+        policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``,
+            ``"revive"``, ``"ladder"``), or
             None to only watch.
         rules: Thresholds of the verdict.
         include: Patterns (as in `fnmatch`) of the activations to watch; None for all. They are
@@ -57,7 +58,7 @@ class Watch:
         ConfigError: An argument is wrong; the message says what was expected.
 
     Example:
-        >>> watch = Watch(model, optimizer=optimizer, policy="ladder")
+        >>> watch = Watch(model, optimizer=optimizer, policy="revive")
         >>> with watch:
         ...     for epoch in range(20):
         ...         for x, y in loader:
@@ -138,10 +139,11 @@ class Watch:
         self._taps.detach()
         if clinic is not None:
             clinic.detach()
-        if attached and clinic is not None and clinic.in_course:
+        units, held = clinic.held if clinic is not None else (0, 0.0)
+        if attached and units:
             warnings.warn(
-                f"watching ended while {clinic.in_course} units were being warmed or annealed: up "
-                f"to {clinic.held:.3g} of what was added to their biases, or of the function they "
+                f"watching ended while {units} units were being warmed or annealed: up "
+                f"to {held:.3g} of what was added to their biases, or of the function they "
                 "were swapped to, is still there, and stays. They were treated within hold + "
                 "anneal steps of the end, or watch.step() was not called after every "
                 "optimizer.step().",

@@ -2,9 +2,9 @@
 
 A small MLP learns scikit-learn's digits with Adam at a learning rate that starts far too high and
 decays. The first updates kill most of its ReLU units; the decay comes too late for them. Each seed
-is trained twice: watched only, and treated by the "ladder" preset.
+is trained twice: watched only, and treated by the "revive" preset.
 
-    python examples/digits.py [--seeds 5] [--epochs 20] [--policy ladder] [--out runs/digits]
+    python examples/digits.py [--seeds 5] [--epochs 20] [--policy revive] [--out runs/digits]
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def main(arguments: list[str] | None = None) -> dict[str, list[Run]]:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--policy", default="ladder")
+    parser.add_argument("--policy", default="revive")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"))
     options = parser.parse_args(arguments)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

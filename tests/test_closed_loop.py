@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -59,7 +60,9 @@ def test_gamma_stays_while_the_unit_needs_it() -> None:
     torch.testing.assert_close(gamma - ward.gamma, room.expand(2), atol=0.08, rtol=0)
     report = ward.window()
     np.testing.assert_allclose(report["1"].open_fraction[UNITS], KEEP_OPEN, atol=0.01)
-    ward.watch._clinic = None
+    ward.watch.detach()  # the rest stays, and the ledger says so
+    (entry,) = ward.watch.ledger
+    assert re.fullmatch(r"γ up to \d\.?\d* is still in 2 units", entry.told)
 
 
 def test_gamma_leaves_at_most_at_the_pace_of_anneal() -> None:

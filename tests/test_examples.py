@@ -26,7 +26,7 @@ def test_the_demo_trains_prints_its_table_and_writes_runs(
     with lightning_remarks():
         for _ in range(2):  # the second run replaces the first one's curves
             runs = digits.main(["--seeds", "1", "--epochs", "8", "--out", str(tmp_path)])
-    (watched,), (treated,) = runs["watched"], runs["ladder"]
+    (watched,), (treated,) = runs["watched"], runs["revive"]
     assert treated.accuracy > watched.accuracy + 0.2
     assert treated.treated
     assert not watched.treated
@@ -34,7 +34,7 @@ def test_the_demo_trains_prints_its_table_and_writes_runs(
     assert "| held-out accuracy" in printed
     assert f"tensorboard --logdir {tmp_path}" in printed
     written = sorted(path.parent.parent.name for path in tmp_path.rglob("events.*"))
-    assert written == ["ladder", "watched"]
+    assert written == ["revive", "watched"]
 
 
 def test_the_transformer_shows_its_sites(capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,7 @@ def test_a_report_tells_what_was_treated_at_its_start(tmp_path: Path) -> None:
 
 
 def test_a_treated_run_revives_its_units(tmp_path: Path) -> None:
-    watch = DeadWatch(policy="ladder", rules=QUICK)
+    watch = DeadWatch(policy="revive", rules=QUICK)
     seen = Reports(watch)
     fit([watch, seen], tmp_path, max_epochs=6)
     ratios = [report["net.1"].dead_ratio for report in seen.reports]
@@ -336,7 +336,7 @@ def test_trainer_settings(name: str, tmp_path: Path) -> None:
         arguments |= {"logger": None, "log_every_n_steps": None}
         arguments |= {"enable_progress_bar": None, "enable_model_summary": None}
         arguments |= {"enable_checkpointing": None}
-    watch = DeadWatch(policy="ladder", rules=QUICK)
+    watch = DeadWatch(policy="revive", rules=QUICK)
     _, module = fit([watch], tmp_path, **arguments)
     counted = {"overfit": 2, "limit": 3, "fast-dev-run": 2, "max-steps": 2}.get(name, BATCHES)
     if name == "no-time":
@@ -408,7 +408,7 @@ def test_a_logger_without_an_experiment(tmp_path: Path) -> None:
             return None
 
     logger = Plain()
-    fit([DeadWatch(policy="ladder", rules=QUICK)], tmp_path, logger=logger)
+    fit([DeadWatch(policy="revive", rules=QUICK)], tmp_path, logger=logger)
     assert "deadwatch/dead_ratio/net.1" in logger.seen
 
 
@@ -463,7 +463,7 @@ def test_a_refusal_is_said_aloud(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_callback_can_be_copied_and_pickled() -> None:
-    watch = DeadWatch(policy="ladder", window=7)
+    watch = DeadWatch(policy="revive", window=7)
     for again in (copy.deepcopy(watch), pickle.loads(pickle.dumps(watch))):
         assert again._settings == watch._settings
 

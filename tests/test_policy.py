@@ -191,7 +191,7 @@ def test_the_ledger_follows_every_treated_unit() -> None:
 
 def test_presets_are_quiet() -> None:
     """Whatever a preset does, the function is the same right after."""
-    for name in ("gentle", "ladder"):
+    for name in ("gentle", "revive", "ladder"):
         policy = PRESETS[name]
         assert policy is not None
         patient = Patient.of(dead=list(range(8)))

@@ -370,7 +370,7 @@ def test_revive_warms_the_shallow_and_recycles_the_deep() -> None:
     torch.testing.assert_close(patient.model(patient.x), before)
     patient.model(patient.x)
     assert (watch.peek()["1"].state[DEAD] >= State.RARE).all()
-    watch._clinic = None
+    watch.detach()
 
 
 def test_revive_tells_why_nothing_took_a_unit() -> None:

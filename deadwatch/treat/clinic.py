@@ -78,10 +78,11 @@ class Clinic:
         return sum(int(chart.in_course().sum()) for chart in self._charts.values())
 
     @property
-    def held(self) -> float:
-        """Largest distance that a schedule holds any parameter from its own value."""
-        goings = [going for chart in self._charts.values() for going in chart.courses]
-        return max((going.course.held for going in goings), default=0.0)
+    def held(self) -> tuple[int, float]:
+        """Units of which something is on loan, and the most of it."""
+        goings = [going.course for chart in self._charts.values() for going in chart.courses]
+        on_loan = [(len(course.units), course.held) for course in goings if course.held]
+        return sum(n for n, _ in on_loan), max((held for _, held in on_loan), default=0.0)
 
     @property
     def replaced(self) -> int:
@@ -130,8 +131,11 @@ class Clinic:
                 one.resume(self._model, self._optimizers)
 
     def detach(self) -> None:
-        """Leave nothing of ours on the optimizers."""
+        """Leave nothing of ours on the optimizers; the ledger knows what is still going on."""
         self._optimizers.release()
+        for site, chart in self._charts.items():
+            for going in chart.courses:
+                self.ledger.note(site, going.treated, going.course.told)
 
     def _preventives(self) -> Sequence[Preventive | Remedy]:
         given = self._policy.prevent

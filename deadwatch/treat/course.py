@@ -17,11 +17,14 @@ class Course(ABC):
 
     Attributes:
         units: Units that are still in it (K,); may shrink as it goes on.
-        told: What the ledger should know when it has ended; empty if there is nothing to tell.
     """
 
     units: Ints
-    told: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the ledger should know once it has ended, or watching has; empty for nothing."""
+        return ""
 
     @abstractmethod
     def step(self, surgery: Surgery) -> bool:
@@ -33,7 +36,7 @@ class Course(ABC):
 
     @property
     def held(self) -> float:
-        """Largest distance of a parameter from its own value; 0 when nothing is held."""
+        """What is on loan: how far a parameter is from its own value; 0 if it may stay there."""
         return 0.0
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import numpy as np
 from deadwatch.errors import ConfigError
 from deadwatch.records import Bools, SiteReport, State, WindowReport
 from deadwatch.treat.remedies.base import Remedy, require_number
-from deadwatch.treat.remedies.bias_warming import BiasWarming
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.revive import Revive
+from deadwatch.treat.remedies.swap import Swap
 
 DORMANT = 0.025
 """ReDo's τ: a unit is dormant at this share of the layer's mean output or below."""
@@ -187,15 +187,13 @@ def _require_all(
 PRESETS: dict[str, Policy | None] = {
     "watch": None,
     # Only layers that are badly hit, and only when it lasts.
-    "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2, until=0.9),
-    # Shallow deaths are warmed and deep ones recycled; what dies again is recycled.
-    "ladder": Policy(
-        (BiasWarming(hold=0, anneal=100, deepest=0.5, quiet=True), Recycle()), when=0.1, until=0.9
-    ),
-    # Where dead units do harm: by how deep each lies.
-    "revive": Policy(Revive(), until=0.9),
+    "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2, until=0.95),
+    # Wherever dead units do harm, by how deep each lies.
+    "revive": Policy(Revive(), until=0.95),
+    # What dies again is recycled, and what dies once more leaks from then on.
+    "ladder": Policy((Revive(), Recycle(), Swap("leaky_relu", quiet=True)), until=0.95),
 }
-"""Policies by name; every remedy in them is quiet."""
+"""Policies by name; every remedy in them is quiet where its readers are known."""
 
 
 def resolve(policy: Policy | str | None) -> Policy | None:

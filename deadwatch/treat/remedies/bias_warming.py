@@ -35,7 +35,8 @@ class BiasWarming(Remedy):
         anneal: Training steps over which γ returns to zero; at the least, in a closed loop.
         schedule: ``"linear"``, ``"cosine"``, or ``"closed-loop"``: at the end of each window γ
             falls by no more than leaves the unit open by itself on 5% of the samples. Where that
-            allows nothing for three windows the rest stays in the bias, and the ledger says so.
+            allows nothing for three windows, or training ends, the rest stays in the bias; the
+            ledger says so.
         open_share: Share of samples that ``"auto"`` lets through, taking z as normal.
         deepest: Units that need a larger γ than this many standard deviations of the live units'
             pre-activations are left to another remedy; infinity for none. Measurement has deep

@@ -14,7 +14,7 @@ from deadwatch.treat.remedies.restandardize import Restandardize
 
 @dataclass(frozen=True)
 class Revive(Remedy):
-    """Chooses for each unit by how deep it lies below its gate; always quiet.
+    """Chooses for each unit by how deep it lies below its gate; quiet where its readers are known.
 
     A unit that a γ of at most ``shallow`` standard deviations of the live units' pre-activations
     opens is warmed in a closed loop and keeps what it has learned. A deeper one is recycled, or
@@ -30,7 +30,7 @@ class Revive(Remedy):
         ConfigError: A value is out of its range.
     """
 
-    shallow: float = 0.5
+    shallow: float = 0.2
     anneal: int = 100
 
     def __post_init__(self) -> None:
@@ -47,7 +47,7 @@ class Revive(Remedy):
             deepest=self.shallow,
             quiet=True,
         )
-        return (warming, Recycle(), Restandardize())
+        return (warming, Recycle(), Restandardize(quiet=True))
 
     def plan(self, case: Case) -> Plan:
         """Not planned as a whole: each part plans for the units that are left."""

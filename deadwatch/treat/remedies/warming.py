@@ -117,7 +117,7 @@ class ClosedLoop(Course):
     At every window's end, each unit's γ falls by what its pre-activations leave room for: so much
     that it stays open on `KEEP_OPEN` of the samples, at most by the share of ``anneal`` steps that
     the window was long. A unit that leaves no room for `PATIENCE` windows keeps what it still
-    needs as its own bias, and that is told.
+    needs as its own bias, and that is told; so do all when training ends.
 
     Args:
         units: The units that are warmed (K,).
@@ -133,12 +133,15 @@ class ClosedLoop(Course):
         self._hold, self._anneal = hold, anneal
         self._steps = self._reviewed = 0
         self._stalled = np.zeros(len(units), np.int64)
+        self._stuck = ""
 
     @property
-    def held(self) -> float:
-        """Largest γ that is still to be taken out of a bias."""
-        owed = self._held.owed.abs().cpu().numpy()
-        return float(owed[np.isin(self._all, self.units)].max(initial=0.0))
+    def told(self) -> str:
+        """Which units could not do without γ, and how many still have some of it."""
+        going = np.isin(self._all, self.units)
+        left = self._held.owed.abs().cpu().numpy()[going].max(initial=0.0)
+        still = f"γ up to {left:.3g} is still in {len(self.units)} units" if going.any() else ""
+        return "; ".join(filter(None, (self._stuck, still)))
 
     def step(self, surgery: Surgery) -> bool:
         """Count a step; γ changes only between windows."""
@@ -169,7 +172,7 @@ class ClosedLoop(Course):
         stuck = (left > 0) & (self._stalled >= PATIENCE)
         if stuck.any():
             more = f"γ up to {left[stuck].max():.3g} stays in {int(stuck.sum())} units"
-            self.told = "; ".join(filter(None, (self.told, more)))
+            self._stuck = "; ".join(filter(None, (self._stuck, more)))
         self.units = self._all[(left > 0) & ~stuck]
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,7 +183,7 @@ class ClosedLoop(Course):
             "stalled": self._stalled.tolist(),
             "left": self.units.tolist(),
             "units": self._all.tolist(),
-            "told": self.told,
+            "stuck": self._stuck,
             **self._held.state_dict(),
         }
 
@@ -189,7 +192,7 @@ class ClosedLoop(Course):
         self._steps, self._reviewed = state["steps"], state["reviewed"]
         self._stalled = np.array(state["stalled"], np.int64)
         self.units = np.array(state["left"], np.int64)
-        self.told = state["told"]
+        self._stuck = state["stuck"]
         return self
 
 
