@@ -167,6 +167,8 @@ class Clinic:
     def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
         try:
             plan = self._plan(remedy, report, np.arange(report.units))
+            if plan.course is not None:
+                raise CannotTreat("it takes time, and a preventive is applied at once")
         except CannotTreat as reason:
             self.notes.append(f"{remedy.name} refused on {report.site.name}: {reason}")
             return
