@@ -296,10 +296,9 @@ class DeadWatch(_Callback):
     @property
     def state_key(self) -> str:
         """Under which a checkpoint keeps the state: several may watch parts of one model."""
+        # Not the window: a run may be resumed with another.
         settings = self._settings
-        key: str = self._generate_state_key(
-            include=settings.include, exclude=settings.exclude, window=self._window
-        )
+        key: str = self._generate_state_key(include=settings.include, exclude=settings.exclude)
         return key
 
     def state_dict(self) -> dict[str, Any]:

@@ -22,7 +22,16 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, DeadWatch, Policy, Recycle, Rules, Swap, WindowReport
+from deadwatch import (
+    ConfigError,
+    DeadWatch,
+    Policy,
+    Recycle,
+    Rules,
+    Swap,
+    WindowReport,
+    outcomes_table,
+)
 from deadwatch.show.tensorboard import LAYOUT
 from tests.fitting import (
     BATCH,
@@ -140,11 +149,22 @@ def test_event_files_hold_every_curve_at_the_epoch_step(tmp_path: Path) -> None:
 def test_event_files_hold_treatments_and_the_layout_of_the_charts(tmp_path: Path) -> None:
     watch = DeadWatch(policy=Policy(Recycle(), cooldown=9), rules=QUICK)
     fit([watch], tmp_path)
+    assert watch.report is not None
     written = events(tmp_path)
     (text,) = written.Tensors("deadwatch/treatments/text_summary")
     assert text.step == BATCHES - 1
     (body,) = text.tensor_proto.string_val
     assert body.decode().startswith("- **Recycle** on 6 units of `net.1` (quiet)")
+    tables = [
+        text.tensor_proto.string_val[0].decode()
+        for text in written.Tensors("deadwatch/outcomes/text_summary")
+    ]
+    assert tables[-1] == outcomes_table(watch.report.outcomes)
+    revived = [
+        f"| Recycle |     6 |       {units} |" in table
+        for units, table in zip((0, 6), tables, strict=True)
+    ]
+    assert revived == [True, True]
     (layout,) = written.Tensors("custom_scalars__config__")
     for title in LAYOUT["deadwatch"]:
         assert title.encode() in layout.tensor_proto.string_val[0]

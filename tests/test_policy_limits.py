@@ -314,7 +314,7 @@ def test_a_remedy_that_ends_by_itself_is_no_preventive(remedy: Remedy) -> None:
         patient.model(patient.x)
         watch.step()
         report = watch.close_window()
-    assert report.notes[0].startswith(f"{remedy.name} refused on 1: it takes back what it did")
+    assert report.notes[0].startswith(f"{remedy.name} refused on 1: it takes time")
     assert not changed(before, patient.tensors())
 
 

@@ -171,7 +171,7 @@ class Clinic:
         try:
             plan = self._plan(remedy, report, np.arange(report.units))
             if plan.course is not None:
-                raise CannotTreat("it takes back what it did by and by, and so prevents nothing")
+                raise CannotTreat("it takes time, and a preventive is applied at once")
         except CannotTreat as reason:
             self.notes.append(f"{remedy.name} refused on {report.site.name}: {reason}")
             return
