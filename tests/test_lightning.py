@@ -29,6 +29,7 @@ from deadwatch import (
     Recycle,
     Rules,
     Swap,
+    ThermalKick,
     WindowReport,
     outcomes_table,
 )
@@ -524,3 +525,23 @@ def test_two_callbacks_watch_two_parts_of_one_model(tmp_path: Path) -> None:
     fit(both, tmp_path)
     assert [list(watch.report or ()) for watch in both] == [["net.1"], ["net.3"]]
     assert both[0].state_key != both[1].state_key
+
+
+def test_a_loss_that_leaves_its_band_undoes_a_treatment(tmp_path: Path) -> None:
+    class Ruined(Module):
+        """Its loss rises for good some steps after the first epochs."""
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss + (50.0 if self.global_step > 12 else 0.0)
+
+    policy = Policy(ThermalKick(quiet=False), warmup=12, cooldown=20, when=0.0)
+    watch = DeadWatch(policy=policy, rules=QUICK, include="net.1")
+    module = Ruined()
+    before = module.net[0].bias.detach()[:6].clone()
+    fit([watch], tmp_path, module, max_epochs=6)
+    assert watch.watch is not None
+    assert [entry.undone for entry in watch.watch.ledger] == [True]
+    assert torch.equal(module.net[0].bias.detach()[:6], before)
+    (text, *_) = events(tmp_path).Tensors("deadwatch/treatments/text_summary")[1:]
+    assert b"ThermalKick on net.1 was undone" in text.tensor_proto.string_val[0]
