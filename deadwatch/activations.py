@@ -215,6 +215,12 @@ class UnitPReLU(nn.Module):
         return torch.where(input > 0, input, slope * input)
 
 
+def slopes_of(model: nn.Module) -> dict[str, Tensor]:
+    """The slopes that swaps have added to a model's parameters, by name."""
+    named = model.named_modules()
+    return {f"{path}.weight": m.weight for path, m in named if isinstance(m, UnitPReLU)}
+
+
 HOOKS = (
     *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
     *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs"),

@@ -24,7 +24,8 @@ def restore(model: nn.Module, state_dict: Mapping[str, Any], *, strict: bool = T
     """Load a state dict into a model, putting in and taking out swaps as the state dict has them.
 
     Build the optimizer afterwards: the slopes of a PReLU swap are then among
-    ``model.parameters()`` where they were when the optimizer's state was saved. What
+    ``model.parameters()`` where they were when the optimizer's state was saved. If it has parameter
+    groups, load the state of the `Watch` before the optimizer's: that puts them in theirs. What
     `torch.compile`, `DataParallel` or a `LightningModule` put before the names is seen through.
 
     Args:
