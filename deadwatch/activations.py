@@ -70,7 +70,7 @@ class Replacement:
         Raises:
             DeadwatchError: Another version of deadwatch wrote it.
         """
-        version, kind, unit_dim, ndim, slope = packed.tolist() if len(packed) == 5 else [0] * 5
+        version, kind, unit_dim, ndim, slope = packed.tolist() if packed.shape == (5,) else [0] * 5
         names = {number: name for name, number in KINDS.items()}
         if version != _VERSION or kind not in names:
             raise DeadwatchError(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from deadwatch import (
     BiasWarming,
@@ -223,3 +224,32 @@ def test_a_fit_resumed_with_parameter_groups_goes_on_bitwise(
     fitted = Fit(watcher(Policy(Swap("prelu"), when=0.01, cooldown=0), window=3), tmp_path)
     assert resumed_differently(fitted) == {}
     assert fitted.run()["ledger"]
+
+
+# ── state dicts of the model ────────────────────────────────────────────────────────────
+
+
+def swapped() -> nn.Module:
+    run = Run(treating(Swap("prelu")))
+    run.go_on()
+    run.watch.detach()
+    return run.model
+
+
+def test_a_plain_model_takes_the_state_dict_of_an_averaged_copy() -> None:
+    averaged = AveragedModel(swapped())
+    model = mlp()
+    restore(model, averaged.state_dict())
+    assert differences(dict(model.state_dict()), dict(averaged.module.state_dict())) == []
+
+
+def test_a_swap_without_its_mask_is_named() -> None:
+    state = {key: value for key, value in swapped().state_dict().items() if "mask" not in key}
+    with pytest.raises(DeadwatchError, match=r"1\.deadwatch_mask is missing; load it as it was"):
+        restore(mlp(), state)
+
+
+def test_settings_that_are_none_are_named() -> None:
+    state = swapped().state_dict() | {"1.deadwatch_restore": torch.zeros(())}
+    with pytest.raises(DeadwatchError, match=r"deadwatch_restore entry of this state dict reads 0"):
+        restore(mlp(), state)
