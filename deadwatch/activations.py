@@ -70,7 +70,7 @@ class Replacement:
         Raises:
             DeadwatchError: Another version of deadwatch wrote it.
         """
-        version, kind, unit_dim, ndim, slope = packed.tolist() if len(packed) == 5 else [0] * 5
+        version, kind, unit_dim, ndim, slope = packed.tolist() if packed.shape == (5,) else [0] * 5
         names = {number: name for name, number in KINDS.items()}
         if version != _VERSION or kind not in names:
             raise DeadwatchError(
@@ -213,6 +213,12 @@ class UnitPReLU(nn.Module):
         shape[self.unit_dim] = -1
         slope = self.weight.to(input.dtype).view(shape)  # under autocast they differ
         return torch.where(input > 0, input, slope * input)
+
+
+def slopes_of(model: nn.Module) -> dict[str, Tensor]:
+    """The slopes that swaps have added to a model's parameters, by name."""
+    named = model.named_modules()
+    return {f"{path}.weight": m.weight for path, m in named if isinstance(m, UnitPReLU)}
 
 
 HOOKS = (

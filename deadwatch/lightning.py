@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from deadwatch.activations import slopes_of
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.plain import from_plain, to_plain
@@ -21,6 +22,7 @@ from deadwatch.restoring import follow, forget_loading, reconcile_on_load
 from deadwatch.settings import Settings
 from deadwatch.show.console import ConsoleView, outcomes_table
 from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
+from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
 from deadwatch.watch import Watch
 
@@ -105,6 +107,12 @@ class DeadWatch(_Callback):
             self.watch = None
         for module in (pl_module, *_averaged_copies(trainer)):
             reconcile_on_load(module)
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Put learned slopes where the optimizer's state, which is loaded next, has them."""
+        if self._loaded is not None:
+            optimizers = OptimizerState(trainer.optimizers)
+            optimizers.rehome(slopes_of(pl_module), self._loaded["watch"]["slopes"])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; whatever runs from here on inside a training batch counts."""

@@ -24,8 +24,10 @@ def restore(model: nn.Module, state_dict: Mapping[str, Any], *, strict: bool = T
     """Load a state dict into a model, putting in and taking out swaps as the state dict has them.
 
     Build the optimizer afterwards: the slopes of a PReLU swap are then among
-    ``model.parameters()`` where they were when the optimizer's state was saved. What
-    `torch.compile`, `DataParallel` or a `LightningModule` put before the names is seen through.
+    ``model.parameters()`` where they were when the optimizer's state was saved. If it has parameter
+    groups, load the state of the `Watch` before the optimizer's: that puts them in theirs. What
+    `torch.compile`, `DataParallel`, `AveragedModel` or a `LightningModule` put before the names is
+    seen through.
 
     Args:
         model: The model, swapped or not.
@@ -149,7 +151,7 @@ def _reconcile(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) ->
             "of that path; build the model as it was when this was saved, or pass the part of "
             "the model that this belongs to"
         )
-    for path in wanted.keys() - set(strangers):
+    for path in sorted(wanted.keys() & modules.keys()):
         _put_in(surgery, path, state_dict)
     gone = _swapped(model).keys() - wanted.keys()
     if gone and _covers(state_dict, model):
@@ -158,6 +160,12 @@ def _reconcile(model: nn.Module, state_dict: Mapping[str, Any], strict: bool) ->
 
 def _put_in(surgery: Surgery, path: str, state_dict: Mapping[str, Any]) -> None:
     settings = Replacement.unpacked(state_dict[f"{path}.{SETTINGS}"])
+    if f"{path}.{MASK}" not in state_dict:
+        raise DeadwatchError(
+            f"the state dict says what the activation {path!r} was swapped to, and not for which "
+            f"units: {path}.{MASK} is missing; load it as it was saved, or without any of "
+            f"{path}.deadwatch_*"
+        )
     mask, annealed = state_dict[f"{path}.{MASK}"], f"{path}.{SHARE}" in state_dict
     old = surgery.module(path)
     if isinstance(old, SwappedActivation):
@@ -202,7 +210,8 @@ def _named_as_in(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, A
     if _covers(state_dict, model):
         return dict(state_dict)
     paths = {_tidy(path): path for path, _ in model.named_modules(remove_duplicate=False)}
-    tidy = {_tidy(key): value for key, value in state_dict.items()}
+    averages = "n_averaged" in model.state_dict()
+    tidy = {_tidy(k): v for k, v in state_dict.items() if averages or k != "n_averaged"}
     roots = {_tidy(name).split(".")[0] for name in (*paths, *model.state_dict())} - {""}
     while tidy and not any(key.split(".")[0] in roots for key in tidy):
         first = {key.partition(".")[0] for key in tidy}

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.judge.rules import Rules
-from deadwatch.observe.sites import Selection
+from deadwatch.observe.sites import Selection, readable
 from deadwatch.treat.policy import Policy, resolve
 
 
@@ -77,6 +78,29 @@ def check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
             f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
             "total_steps=... to Watch, or a training step as until"
         )
+
+
+def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's parameters, by name; compiled parts have the same."""
+    named = model.named_parameters()
+    return {readable(name): tuple(own.shape) for name, own in named if not is_lazy(own)}
+
+
+def check_shapes(model: nn.Module, saved: Mapping[str, Sequence[int]]) -> None:
+    """Check that treatments which go on find what they were given to.
+
+    Raises:
+        DeadwatchError: A parameter is missing, or has another shape.
+    """
+    here = shapes_of(model)
+    for name, shape in saved.items():
+        if here.get(name) != tuple(shape):
+            found = f"has {here[name]}" if name in here else "is not there"
+            raise DeadwatchError(
+                f"the state is of a run that treated another model: {name} had shape "
+                f"{tuple(shape)}, and here it {found}. Load the model's own state first, with "
+                "deadwatch.restore(model, state_dict); or leave this state out to start anew"
+            )
 
 
 def _check_patterns(name: str, given: object) -> None:

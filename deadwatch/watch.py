@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from deadwatch.activations import slopes_of
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
@@ -26,7 +27,14 @@ from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
 from deadwatch.records import WindowReport
-from deadwatch.settings import Settings, check_ownership, check_total_steps, optimizers_of
+from deadwatch.settings import (
+    Settings,
+    check_ownership,
+    check_shapes,
+    check_total_steps,
+    optimizers_of,
+    shapes_of,
+)
 from deadwatch.treat.clinic import Clinic
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.optim import OptimizerState
@@ -295,22 +303,30 @@ class Watch:
         """
         flow = {"stepped": self._stepped, "closed": self._closed}
         clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
+        shapes = shapes_of(self._model)
+        slopes = self._optimizers.homes(slopes_of(self._model))
         # Each rank has seen other data and other losses; all else is the same on all of them.
         own = {"taps": self._taps.state_dict(), "trial": clinic and clinic.pop("trial")}
         ranks = every_rank(own)
-        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic})
+        model = {"shapes": shapes, "slopes": slopes}
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the run stood whose `state_dict` this is.
 
-        Call it before the first forward, on a new `Watch` with the same arguments; the model and
-        its optimizer must have been loaded.
+        Call it before the first forward, on a new `Watch` with the same arguments. The model must
+        have been loaded before; load its optimizer afterwards, for only then the slopes of a PReLU
+        swap are where they were in its parameter groups, whatever these are.
 
         Raises:
-            DeadwatchError: The state was not saved by this version of deadwatch, or forwards have
-                been counted already.
+            DeadwatchError: The state was not saved by this version of deadwatch; or with a policy,
+                and the model has not been loaded or is another; or the optimizer was loaded too
+                early; or forwards have been counted already.
         """
         require_version(state)
+        if self._policy is not None and state["clinic"] is not None:
+            check_shapes(self._model, state["shapes"])
+        self._optimizers.rehome(slopes_of(self._model), state["slopes"])
         ranks = state["ranks"]
         own = mine(ranks)
         if own is None:

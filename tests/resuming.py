@@ -68,8 +68,8 @@ class Run:
         self.verdict: WindowReport | None = None
         self.reports: list[WindowReport] = []
         if state is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
             self.watch.load_state_dict(state["watch"])
+            self.optimizer.load_state_dict(state["optimizer"])
             self.done, self.step = state["done"], state["step"]
             self.verdict = from_plain(WindowReport | None, state["verdict"])
             self.reports = from_plain(list[WindowReport], state["reports"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deadwatch.errors import warn_failed
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, SiteReport, Treatment
 from deadwatch.treat.course import Course
 from deadwatch.treat.surgery import Surgery
@@ -115,24 +116,24 @@ class Chart:
             {
                 "rung": going.rung,
                 "part": going.part,
-                "treated": going.treated.tolist(),
+                "treated": to_plain(going.treated),
                 "step": going.began,
                 "course": going.course.state_dict(),
             }
             for going in self.courses
         ]
-        lists = {name: getattr(self, name).tolist() for name in ("rung", "times", "controls")}
+        units = {name: to_plain(getattr(self, name)) for name in ("rung", "times", "controls")}
         numbers = {name: getattr(self, name) for name in ("streak", "rest_until")}
         holds = {name: dict(getattr(self, name)) for name in ("undone", "hold_until")}
-        return {**lists, **numbers, **holds, "courses": courses}
+        return {**units, **numbers, **holds, "courses": courses}
 
     @classmethod
     def resume(cls, state: dict[str, Any]) -> Chart:
         """Go on from a `state_dict`, without the courses."""
         return cls(
-            np.array(state["rung"], np.int64),
-            np.array(state["times"], np.int64),
-            np.array(state["controls"], np.bool_),
+            from_plain(Ints, state["rung"]),
+            from_plain(Ints, state["times"]),
+            from_plain(Bools, state["controls"]),
             state["streak"],
             state["rest_until"],
             dict(state["undone"]),

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deadwatch.activations import UnitPReLU
+from deadwatch.activations import slopes_of
 from deadwatch.errors import CannotTreat, DeadwatchError, warn_failed
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
 from deadwatch.treat.case import Case
 from deadwatch.treat.chart import Chart, InCourse
@@ -126,8 +127,7 @@ class Clinic:
 
     def attach(self) -> None:
         """Put in force what lasts only as long as deadwatch is attached."""
-        slopes = [m for m in self._model.modules() if isinstance(m, UnitPReLU)]
-        self._optimizers.exempt(slope.weight for slope in slopes)
+        self._optimizers.exempt(slopes_of(self._model).values())
         for one in self._preventives() if self._prevented else ():
             if isinstance(one, Preventive):
                 one.resume(self._model, self._optimizers)
@@ -361,8 +361,9 @@ class Clinic:
         numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
         return {
             **numbers,
+            "ladder": [[part.name for part in remedy.parts] for remedy in self._policy.ladder],
             "charts": {name: chart.state_dict() for name, chart in self._charts.items()},
-            "waiting": {name: units.tolist() for name, units in self._waiting.items()},
+            "waiting": to_plain(self._waiting),
             "calls": dict(self._calls),
             "ledger": self.ledger.state_dict(),
             "notes": list(self.notes),
@@ -374,27 +375,36 @@ class Clinic:
         for name in _NUMBERS:
             setattr(self, f"_{name}", state[name])
         self._charts.clear()
-        self._charts |= {name: self._resumed(chart) for name, chart in state["charts"].items()}
-        self._waiting = {name: np.array(u, np.int64) for name, u in state["waiting"].items()}
+        for name, chart in state["charts"].items():
+            self._charts[name] = self._resumed(chart, state["ladder"])
+        self._waiting = from_plain(dict[str, Ints], state["waiting"])
         self._calls = dict(state["calls"])
         self.ledger.load_state_dict(state["ledger"])
         self.notes = list(state["notes"])
         self._trial.load_state_dict(state["trial"])
 
-    def _resumed(self, state: dict[str, Any]) -> Chart:
+    def _resumed(self, state: dict[str, Any], ladder: list[list[str]]) -> Chart:
         chart = Chart.resume(state)
         for saved in state["courses"]:
             rung, part = saved["rung"], saved["part"]
-            ladder = self._policy.ladder
-            if rung >= len(ladder) or part >= len(ladder[rung].parts):
-                raise DeadwatchError(
-                    f"a checkpoint holds a course of remedy {rung + 1} of a policy's ladder, and "
-                    f"this policy has {len(ladder)}; resume with the policy it was saved with"
-                )
-            course = ladder[rung].parts[part].resume(saved["course"], self._surgery)
-            treated = np.array(saved["treated"], np.int64)
+            remedy = self._same_remedy(ladder[rung][part], rung, part)
+            course = remedy.resume(saved["course"], self._surgery)
+            treated = from_plain(Ints, saved["treated"])
             chart.courses.append(InCourse(course, rung, part, treated, saved["step"]))
         return chart
+
+    def _same_remedy(self, name: str, rung: int, part: int) -> Remedy:
+        """The remedy whose course is to go on; it stands where it stood in the policy."""
+        for remedy in self._policy.ladder[rung : rung + 1]:
+            for one in remedy.parts[part : part + 1]:
+                if one.name == name:
+                    return one
+        names = " → ".join(remedy.name for remedy in self._policy.ladder)
+        raise DeadwatchError(
+            f"the state holds a {name} in progress, on rung {rung + 1} of the ladder of its "
+            f"policy, and this policy ({names}) has none there; resume with the policy it was "
+            "saved with, or with policy=None, which leaves in the model what is in it"
+        )
 
 
 _NUMBERS = ("seed", "window", "unreviewed", "prevented")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from deadwatch.errors import OptimizerStateWarning
+from deadwatch.errors import DeadwatchError, OptimizerStateWarning
 from deadwatch.records import Change, Ints
 from deadwatch.treat.decay import Exemption
 from deadwatch.treat.moments import (
@@ -166,6 +166,48 @@ class OptimizerState:
         optimizer.state.pop(parameter, None)
         for exemption in self._exemptions:
             exemption.discard(parameter)
+
+    def homes(self, parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
+        """Where parameters lie: number of the optimizer, of its group, and place in the group."""
+        names = {id(parameter): name for name, parameter in parameters.items()}
+        return {
+            names[id(owned)]: (number, group, place)
+            for number, optimizer in enumerate(self._optimizers)
+            for group, held in enumerate(optimizer.param_groups)
+            for place, owned in enumerate(held["params"])
+            if id(owned) in names
+        }
+
+    def rehome(
+        self, parameters: Mapping[str, Tensor], homes: Mapping[str, tuple[int, int, int]]
+    ) -> None:
+        """Put parameters where `homes` found them before, in optimizers that were built anew.
+
+        Raises:
+            DeadwatchError: The optimizers' state has been loaded already, in another order.
+        """
+        now = self.homes(parameters)
+        groups = [len(optimizer.param_groups) for optimizer in self._optimizers]
+        moving = {
+            name: (number, group, place)
+            for name, (number, group, place) in homes.items()
+            if name in now and number < len(groups) and group < groups[number]
+        }
+        if all(now[name] == home for name, home in moving.items()):
+            return
+        if any(optimizer.state for optimizer in self._optimizers):
+            raise DeadwatchError(
+                f"the optimizer has {', '.join(moving)} at another place in its groups than when "
+                "its state was saved, so that what it has loaded belongs to other parameters; load "
+                "the state of the Watch first, which puts them right, and the optimizer's after it"
+            )
+        for name in moving:
+            self.remove(parameters[name])
+        for name, (number, group, place) in sorted(moving.items(), key=lambda item: item[1]):
+            into = self._optimizers[number].param_groups[group]
+            into["params"].insert(place, parameters[name])
+            if "param_names" in into:
+                into["param_names"].insert(place, name)
 
     # ── weight decay ────────────────────────────────────────────────────────────────────
 

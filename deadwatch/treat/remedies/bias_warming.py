@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deadwatch.errors import CannotTreat, ConfigError
+from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError
+from deadwatch.plain import from_plain
 from deadwatch.records import Floats, Ints
 from deadwatch.treat.case import Case
 from deadwatch.treat.course import Course
@@ -115,8 +116,18 @@ class BiasWarming(Remedy):
         return Warming(units, held, self.hold, self.anneal, self.schedule == "cosine")
 
     def resume(self, state: dict[str, Any], surgery: Surgery) -> Course:
-        """Go on with a warming that a checkpoint interrupted."""
-        units = np.array(state["units"], np.int64)
+        """Go on with a warming that a checkpoint interrupted.
+
+        Raises:
+            DeadwatchError: It went by another kind of schedule.
+        """
+        if ("stalled" in state) != (self.schedule == "closed-loop"):
+            raise DeadwatchError(
+                f"the state holds a {self.name} in progress whose γ is taken out "
+                f"{'as its units allow' if 'stalled' in state else 'by a fixed schedule'}, and "
+                f"schedule is {self.schedule!r} here; resume with the schedule it was saved with"
+            )
+        units = from_plain(Ints, state["units"])
         return self._course(units, Held.resume(state, surgery)).resume(state)
 
     def _bias(self, case: Case) -> str:

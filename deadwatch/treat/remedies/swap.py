@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deadwatch.activations import KINDS, SHARE, SLOPES, Replacement, SwappedActivation
 from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Ints
 from deadwatch.treat.case import Case
 from deadwatch.treat.course import Course
@@ -117,7 +118,7 @@ class Swap(Remedy):
         Raises:
             DeadwatchError: The swap itself has not been restored before.
         """
-        course = Returning(**state | {"units": np.array(state["units"], np.int64)})
+        course = Returning(**state | {"units": from_plain(Ints, state["units"])})
         module = surgery.module(course.path)
         if not isinstance(module, SwappedActivation) or module.deadwatch_share is None:
             raise DeadwatchError(
@@ -205,7 +206,7 @@ class Returning(Course):
 
     def state_dict(self) -> dict[str, Any]:
         """What `Swap.resume` needs to continue."""
-        units = self.units.tolist()
+        units = to_plain(self.units)
         return {"path": self.path, "units": units, "anneal": self._anneal, "steps": self._steps}
 
 

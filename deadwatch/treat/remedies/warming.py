@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deadwatch.errors import DeadwatchError
+from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Ints, SiteReport, State
 from deadwatch.treat.course import Course
 from deadwatch.treat.surgery import Edit, Surgery
@@ -63,14 +64,14 @@ class Held:
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
         tensors = {name: getattr(self, name).cpu() for name in _TENSORS}
-        return {"bias": self.bias, "rows": self.rows.tolist(), **tensors}
+        return {"bias": self.bias, "rows": to_plain(self.rows), **tensors}
 
     @classmethod
     def resume(cls, state: dict[str, Any], surgery: Surgery) -> Held:
         """Go on from a `state_dict`."""
         whole = surgery.tensor(state["bias"])
         tensors = {name: state[name].to(whole.device) for name in _TENSORS}
-        rows = np.array(state["rows"], np.int64)
+        rows = from_plain(Ints, state["rows"])
         held = cls(state["bias"], rows, tensors["_own"], tensors["_last"], whole)
         vars(held).update(tensors)
         return held
@@ -112,7 +113,7 @@ class Warming(Course):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands."""
-        return {"steps": self._steps, "units": self.units.tolist(), **self._held.state_dict()}
+        return {"steps": self._steps, "units": to_plain(self.units), **self._held.state_dict()}
 
     def resume(self, state: dict[str, Any]) -> Warming:
         """Go on from a `state_dict`."""
@@ -189,9 +190,9 @@ class ClosedLoop(Course):
         return {
             "steps": self._steps,
             "reviewed": self._reviewed,
-            "stalled": self._stalled.tolist(),
-            "left": self.units.tolist(),
-            "units": self._all.tolist(),
+            "stalled": to_plain(self._stalled),
+            "left": to_plain(self.units),
+            "units": to_plain(self._all),
             "stuck": self._stuck,
             **self._held.state_dict(),
         }
@@ -199,8 +200,8 @@ class ClosedLoop(Course):
     def resume(self, state: dict[str, Any]) -> ClosedLoop:
         """Go on from a `state_dict`."""
         self._steps, self._reviewed = state["steps"], state["reviewed"]
-        self._stalled = np.array(state["stalled"], np.int64)
-        self.units = np.array(state["left"], np.int64)
+        self._stalled = from_plain(Ints, state["stalled"])
+        self.units = from_plain(Ints, state["left"])
         self._stuck = state["stuck"]
         return self
 
