@@ -218,7 +218,7 @@ class Watch:
     def forbid_swaps(self, reason: str) -> None:
         """Refuse remedies that replace modules, with this reason; call it when attached."""
         if self._clinic is not None:
-            self._clinic.no_swaps = reason
+            self._clinic.forbid_swaps(reason)
 
     @property
     def replaced(self) -> int:
