@@ -14,7 +14,6 @@ from deadwatch.treat.remedies.base import Remedy, require_number
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.revive import Revive
-from deadwatch.treat.remedies.swap import Swap
 
 DORMANT = 0.025
 """ReDo's τ: a unit is dormant at this share of the layer's mean output or below."""
@@ -190,8 +189,8 @@ PRESETS: dict[str, Policy | None] = {
     "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2, until=0.95),
     # Wherever dead units do harm, by how deep each lies.
     "revive": Policy(Revive(), until=0.95),
-    # What dies again is recycled, and what dies once more leaks from then on.
-    "ladder": Policy((Revive(), Recycle(), Swap("leaky_relu", quiet=True)), until=0.95),
+    # More is warmed at first, and what dies again is recycled.
+    "ladder": Policy((Revive(shallow=0.5), Recycle()), until=0.95),
 }
 """Policies by name; every remedy in them is quiet where its readers are known."""
 
