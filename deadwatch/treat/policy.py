@@ -187,10 +187,8 @@ PRESETS: dict[str, Policy | None] = {
     "watch": None,
     # Only layers that are badly hit, and only when it lasts.
     "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2, until=0.95),
-    # Wherever dead units do harm, by how deep each lies.
-    "revive": Policy(Revive(), until=0.95),
-    # More is warmed at first, and what dies again is recycled.
-    "ladder": Policy((Revive(shallow=0.5), Recycle()), until=0.95),
+    # Wherever dead units do harm, by how deep each lies; what dies again is recycled.
+    "revive": Policy((Revive(), Recycle()), until=0.95),
 }
 """Policies by name; every remedy in them is quiet where its readers are known."""
 
