@@ -64,6 +64,11 @@ def scan(
         >>> report = scan(model, [x])
         >>> print(report.dead_ratio)
     """
+    if isinstance(batches, Tensor):
+        raise ConfigError(
+            f"batches is a tensor of shape {tuple(batches.shape)}, whose rows would be taken for "
+            "batches; expected an iterable of batches, such as [x]"
+        )
     _check(model, forward)
     model = uncompiled(model)
     settings = Settings(None, rules, include, exclude, unit_dim)

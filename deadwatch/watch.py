@@ -248,12 +248,13 @@ class Watch:
         snapshot = reduce(self._taps.read())
         self._taps.restart({site.site.name: site.age for site in snapshot.sites})
         verdict = judge(snapshot, self._rules)
-        warn_unseen(verdict)
+        warn_unseen(verdict, attached=self.attached)
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
         self._clinic.consider(verdict, self.steps)
-        verdict = replace(verdict, notes=self._clinic.told(), outcomes=self._clinic.outcomes)
+        notes = (*verdict.notes, *self._clinic.told())
+        verdict = replace(verdict, notes=notes, outcomes=self._clinic.outcomes)
         return self.treat(verdict) if treat else verdict
 
     def treat(self, verdict: WindowReport) -> WindowReport:
@@ -370,14 +371,19 @@ class Watch:
         self._stepped = False
 
 
-def warn_unseen(report: WindowReport) -> None:
+def warn_unseen(report: WindowReport, *, attached: bool = True) -> None:
     """Warn of activations of which nothing is known."""
     unseen = [name for name, site in report.sites.items() if not site.samples]
     if unseen:
+        why = (
+            "they did not run in a counted forward, or torch.compile hid them. Only forwards in "
+            "training mode with gradients on count, while the watch is attached."
+            if attached
+            else "the watch is not attached; train inside of `with watch:`, or call attach()."
+        )
         warnings.warn(
             f"not seen in window {report.window.index}: {', '.join(unseen)}. Nothing is known of "
-            "these activations: they did not run in a counted forward, or torch.compile hid them. "
-            "Only forwards in training mode with gradients on count, while the watch is attached.",
+            f"these activations: {why}",
             UnseenSiteWarning,
             stacklevel=3,
         )

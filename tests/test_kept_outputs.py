@@ -70,3 +70,35 @@ def test_where_no_layer_reads_the_units_recycling_is_refused() -> None:
         model(torch.randn(50, 6))
         (refusal,) = watch.close_window().refusals
     assert "code outside the forward" in refusal.reason
+
+
+class Centred(nn.Module):
+    """The usual sparse autoencoder: the decoder's bias is subtracted at the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Linear(6, 10)
+        self.decoder = nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        latents = torch.relu(self.encoder(x - self.decoder.bias))
+        decoded: Tensor = self.decoder(latents)
+        return decoded
+
+
+def test_a_bias_that_is_used_twice_does_not_hide_the_reader() -> None:
+    torch.manual_seed(0)
+    model = Centred()
+    with torch.no_grad():
+        model.encoder.bias[DEAD] = -9
+    x = torch.randn(50, 6)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    policy = Policy(Recycle(), when=0.0)
+    watch = Watch(model, optimizer=optimizer, policy=policy, rules=Rules(min_samples=1))
+    with watch:
+        before = model(x)
+        report = watch.close_window()
+        (treatment,) = report.treatments
+        torch.testing.assert_close(model(x), before)
+    assert treatment.quiet
+    assert treatment.units.tolist() == DEAD

@@ -463,9 +463,9 @@ def test_one_line_a_window_when_something_died_or_was_treated(
     printed = capsys.readouterr().out
     lines = [line for line in printed.splitlines() if line.startswith("deadwatch epoch")]
     assert printed.splitlines()[-3:] == [
-        "| remedy  | units | revived | relapsed | still dead | undone | written |",
-        "| ------- | ----: | ------: | -------: | ---------: | -----: | ------: |",
-        "| Recycle |     6 |       6 |        0 |          0 |      0 |     174 |",
+        "| remedy  | units | revived | relapsed | still dead | open | undone | written |",
+        "| ------- | ----: | ------: | -------: | ---------: | ---: | -----: | ------: |",
+        "| Recycle |     6 |       6 |        0 |          0 |    0 |      0 |     174 |",
     ]
     assert lines == [
         "deadwatch epoch 0: 37.5% dead (6/16 units, +6), most in net.1 (6/16)",

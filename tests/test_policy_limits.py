@@ -18,19 +18,17 @@ from deadwatch import (
     Policy,
     PositiveBias,
     Recycle,
-    Remedy,
     Revive,
     Rules,
     SiteReport,
     State,
-    Swap,
     Watch,
     WindowReport,
 )
 from deadwatch.records import Bools
 from deadwatch.treat.ledger import CONTROL
 from deadwatch.treat.policy import DORMANT
-from tests.clinic import DEAD, Patient, changed
+from tests.clinic import DEAD, Patient
 from tests.test_policy import Idle, treated, windows
 
 # ── worth it ────────────────────────────────────────────────────────────────────────────────
@@ -303,19 +301,16 @@ def test_a_preventive_that_does_not_apply_says_why() -> None:
     assert report.notes[0] == "PositiveBias refused on 1: Tanh does not close towards low inputs"
 
 
-@pytest.mark.parametrize(
-    "remedy", [BiasWarming(gamma=1.0, quiet=False), Swap(anneal=9, quiet=False)], ids=str
-)
-def test_a_remedy_that_ends_by_itself_is_no_preventive(remedy: Remedy) -> None:
-    """What it gives for a while would stay for good."""
-    patient = Patient.of(dead=[])
-    before = patient.tensors()
-    with patient.watch(Recycle(), prevent=remedy) as watch:
+def test_a_policy_may_only_prevent() -> None:
+    patient = Patient.of()
+    watch = patient.watch(when=0.0, prevent=[PositiveBias(0.1)])
+    with watch:
         patient.model(patient.x)
         watch.step()
         report = watch.close_window()
-    assert report.notes[0].startswith(f"{remedy.name} refused on 1: it takes time")
-    assert not changed(before, patient.tensors())
+    assert report["1"].dead[DEAD].all()
+    assert not report.treatments
+    assert report.notes == ("PositiveBias on 1: 0.1 on 0.bias",)
 
 
 def test_no_bias_decay_lasts_while_the_watch_is_attached() -> None:
@@ -323,7 +318,8 @@ def test_no_bias_decay_lasts_while_the_watch_is_attached() -> None:
         patient = Patient.of(dead=[], optimizer=lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.5))
         preventives = [NoBiasDecay()] if prevent else []
         policy = Policy(Recycle(), prevent=preventives)
-        with Watch(patient.model, optimizer=patient.optimizer, policy=policy) as watch:
+        rules = Rules(min_samples=1)
+        with Watch(patient.model, optimizer=patient.optimizer, policy=policy, rules=rules) as watch:
             patient.model(patient.x)
             watch.step()
             before = patient.tensors()
@@ -449,6 +445,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"control": 1.0}, "control is 1.0; expected a share of a site's units"),
     ({"per_unit": 0}, "per_unit is 0; expected a whole number of 1 or more .treatments, or None."),
     ({"guard": None}, "guard is None; expected True or False"),
+    ({"prevent": [Recycle()]}, r"prevent is \[Recycle\(\)\]; expected a preventive such as"),
     ({"prevent": "bias"}, r"prevent is 'bias'; expected a preventive such as PositiveBias\(\)"),
 ]
 

@@ -294,3 +294,19 @@ def test_so_are_networks_drawn_one_by_one() -> None:
         report = scan(model, [torch.randn(1, 2)], rules=ONCE)
         born_dead += any(site.dead.all() for site in report.values())
     assert_binomial(born_dead, 64, 1 - (1 - 2.0**-2) ** 3)
+
+
+def test_a_bare_tensor_is_not_taken_for_batches() -> None:
+    with pytest.raises(ConfigError, match=r"batches is a tensor of shape \(4, 2\).*such as \[x\]"):
+        scan(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.ones(4, 2))
+
+
+def test_too_few_samples_are_said_to_be_too_few() -> None:
+    model = nn.Sequential(nn.Linear(2, 4), nn.ReLU())
+    with torch.no_grad():
+        model[0].bias[:3] = -99
+    report = scan(model, [torch.ones(64, 2)])
+    assert report.dead == 0
+    (note,) = report.notes
+    assert note.startswith("1: ")
+    assert note.endswith("on 64 elements so far; they are judged from 300 on")

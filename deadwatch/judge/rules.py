@@ -86,7 +86,20 @@ _SHARES = {
 def judge(snapshot: Snapshot, rules: Rules) -> WindowReport:
     """Judge every unit of every site."""
     sites = {site.site.name: _report(site, rules) for site in snapshot.sites}
-    return WindowReport(snapshot.window, sites)
+    notes = tuple(filter(None, (_unproven(report, rules) for report in sites.values())))
+    return WindowReport(snapshot.window, sites, notes=notes)
+
+
+def _unproven(report: SiteReport, rules: Rules) -> str:
+    """What is not known of units that were never open; empty if there are none."""
+    unproven = report.state == State.UNCERTAIN
+    few = unproven & (report.age < rules.min_samples)
+    if not few.any():
+        return ""
+    return (
+        f"{report.site.name}: {int(few.sum())} of {report.units} units were never open, on "
+        f"{int(report.age[few].max())} elements so far; they are judged from {rules.min_samples} on"
+    )
 
 
 def _report(snap: SiteSnapshot, rules: Rules) -> SiteReport:

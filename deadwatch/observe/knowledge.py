@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deadwatch.records import Wire
 
@@ -83,6 +83,8 @@ class Knowledge:
         producers_note = producers_note or self._unfit(stem, shapes)
         consumers_note = next((v.readers_note for v in visits if v.readers_note), "")
         readers = tuple(dict.fromkeys(wire for visit in visits for wire in visit.readers))
+        # What reads a dead unit needs no bias of its own to be silenced.
+        readers = tuple(self._without_unfit_bias(wire, shapes) for wire in readers)
         unfit = self._unfit(readers, shapes)
         return Wiring(
             () if producers_note else stem,
@@ -91,6 +93,10 @@ class Knowledge:
             consumers_note or unfit,
             readers if not unfit and all(visit.only_kept for visit in visits) else (),
         )
+
+    def _without_unfit_bias(self, wire: Wire, shapes: Shapes) -> Wire:
+        alone = replace(wire, weight=None)
+        return replace(wire, bias=None) if self._unfit((alone,), shapes) else wire
 
     def _unfit(self, wires: tuple[Wire, ...], shapes: Shapes) -> str:
         """Why wires cannot be used as they are: tied, gone, or of another size; empty if none."""

@@ -101,3 +101,8 @@ class Outcome:
     still_dead: int
     undone: int
     written: int
+
+    @property
+    def open(self) -> int:
+        """Units of which nothing is known yet, or will be: their treatment was undone."""
+        return self.units - self.revived - self.relapsed - self.still_dead

@@ -54,7 +54,7 @@ class ConsoleView:
         return f"; {text}"
 
 
-COLUMNS = ("units", "revived", "relapsed", "still_dead", "undone", "written")
+COLUMNS = ("units", "revived", "relapsed", "still_dead", "open", "undone", "written")
 
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> str:

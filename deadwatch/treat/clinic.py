@@ -167,7 +167,7 @@ class Clinic:
             due = self._due(report, verdict)
             chart.streak = chart.streak + 1 if due.any() else 0
             ready = chart.streak >= self._policy.patience and self._window >= chart.rest_until
-            if ready and open_now:
+            if ready and open_now and self._policy.ladder:
                 self._waiting[name] = np.flatnonzero(due)
             self.notes += filter(None, [self._policy.spared(report)])
 

@@ -11,6 +11,7 @@ import numpy as np
 from deadwatch.errors import ConfigError
 from deadwatch.records import Bools, SiteReport, State, WindowReport
 from deadwatch.treat.remedies.base import Remedy, require_number
+from deadwatch.treat.remedies.positive_bias import PositiveBias
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.revive import Revive
@@ -47,14 +48,14 @@ class Policy:
             themselves are not credited to a remedy. Drawn once a run, followed in the ledger.
         guard: Whether a treatment is undone, and its remedy put on hold, if the training loss
             leaves its band. `Watch.step` has to be given the loss; Lightning's is taken.
-        prevent: What is applied once, after the first training step: preventives, or remedies, to
-            all units of every site.
+        prevent: What is applied once, after the first training step: `PositiveBias`,
+            `NoBiasDecay`, or a `Preventive` of your own. Without a remedy, nothing else is done.
 
     Raises:
         ConfigError: A value is out of its range, or ``then`` holds no remedy.
     """
 
-    then: Remedy | Sequence[Remedy]
+    then: Remedy | Sequence[Remedy] = ()
     when: float | None = None
     measure: Literal["dead", "saturated", "dormant"] = "dead"
     scope: Literal["site", "model"] = "site"
@@ -66,7 +67,7 @@ class Policy:
     per_unit: int | None = None
     control: float = 0.0
     guard: bool = True
-    prevent: Sequence[Preventive | Remedy] | Preventive | Remedy = ()
+    prevent: Sequence[Preventive | PositiveBias] | Preventive | PositiveBias = ()
 
     def __post_init__(self) -> None:
         self._check_trigger()
@@ -80,8 +81,9 @@ class Policy:
         _require_share("control", self.control, 0 <= _float(self.control) < 1)
         if not isinstance(self.guard, bool):
             raise ConfigError(f"guard is {self.guard!r}; expected True or False")
-        _require_all("then", self.then, Remedy, "a remedy such as Recycle()", some=True)
-        preventives = (Preventive, Remedy)
+        some = self.prevent == () or self.prevent == []
+        _require_all("then", self.then, Remedy, "a remedy such as Recycle()", some=some)
+        preventives = (Preventive, PositiveBias)
         _require_all("prevent", self.prevent, preventives, "a preventive such as PositiveBias()")
 
     def _check_trigger(self) -> None:

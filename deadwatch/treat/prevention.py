@@ -10,7 +10,7 @@ from torch import nn
 from deadwatch.errors import CannotTreat
 from deadwatch.records import SiteReport, WindowReport
 from deadwatch.treat.planning import Planning
-from deadwatch.treat.remedies.base import Remedy
+from deadwatch.treat.remedies.positive_bias import PositiveBias
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.theatre import Theatre
 
@@ -27,12 +27,12 @@ class Prevention:
 
     def __init__(
         self,
-        given: Sequence[Preventive | Remedy] | Preventive | Remedy,
+        given: Sequence[Preventive | PositiveBias] | Preventive | PositiveBias,
         model: nn.Module,
         theatre: Theatre,
         planning: Planning,
     ) -> None:
-        self._given = (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
+        self._given = (given,) if isinstance(given, (Preventive, PositiveBias)) else tuple(given)
         self._model = model
         self._theatre = theatre
         self._planning = planning
@@ -62,11 +62,9 @@ class Prevention:
         except CannotTreat as reason:
             return f"refused: {reason}"
 
-    def _on_site(self, remedy: Remedy, report: SiteReport, step: int) -> str:
+    def _on_site(self, remedy: PositiveBias, report: SiteReport, step: int) -> str:
         try:
             plan = self._planning.plan(remedy, report, np.arange(report.units))
-            if plan.course is not None:
-                raise CannotTreat("it takes time, and a preventive is applied at once")
         except CannotTreat as reason:
             return f"{remedy.name} refused on {report.site.name}: {reason}"
         self._theatre.apply(plan, report, self._planning.window, step)
