@@ -14,26 +14,35 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, variance
+from statistics import mean
 from typing import get_args
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from benchmarks.results import NONE, ORACLE, Result, Results, load, save, tables
 from benchmarks.scenarios import Scenario
-from deadwatch import BiasWarming, Policy, Recycle, Restandardize, Swap, ThermalKick, Watch
+from deadwatch import (
+    BiasWarming,
+    Policy,
+    PositiveBias,
+    Recycle,
+    Restandardize,
+    Swap,
+    ThermalKick,
+    Watch,
+)
 from deadwatch.errors import DeadwatchWarning
 from deadwatch.treat.optim import OptimizerState, Rule
 
@@ -55,9 +64,8 @@ class Arm:
     rule: Rule | None = None
 
 
-ORACLE = "LeakyReLU from the start"
 ARMS = {
-    "none": Arm(),
+    NONE: Arm(),
     ORACLE: Arm(act=nn.LeakyReLU),
     "BiasWarming, textbook": Arm(Policy(BiasWarming(quiet=False), when=0.1, guard=False)),
     "ThermalKick, textbook": Arm(Policy(ThermalKick(quiet=False), when=0.1, guard=False)),
@@ -66,6 +74,9 @@ ARMS = {
     "BiasWarming, closed loop": Arm(Policy(BiasWarming(schedule="closed-loop"))),
     "ThermalKick, quiet": Arm(Policy(ThermalKick(quiet=True))),
     "Swap, quiet": Arm(Policy(Swap(quiet=True))),
+    "Swap, annealed": Arm(Policy(Swap(anneal=200))),
+    # Nothing is treated after step 0.
+    "PositiveBias": Arm(Policy(Recycle(), until=0, prevent=[PositiveBias(0.1)])),
     "Restandardize": Arm(Policy(Restandardize())),
     "Recycle": Arm(Policy(Recycle())),
     **{f'"{name}"': Arm(name) for name in ("gentle", "ladder", "revive")},
@@ -75,23 +86,6 @@ RULES = {
     for remedy in (Recycle(), BiasWarming(quiet=True))
     for rule in get_args(Rule)
 }
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one run came to.
-
-    Attributes:
-        score: As the scenario scores it.
-        dead: Dead ratio of the last window; NaN if nothing could be judged.
-        treated: How many units were treated, counted once for each treatment.
-        seconds: Processor time.
-    """
-
-    score: float
-    dead: float
-    treated: int
-    seconds: float
 
 
 def run(scenario: Scenario, arm: Arm, seed: int) -> Result:
@@ -126,10 +120,7 @@ def run(scenario: Scenario, arm: Arm, seed: int) -> Result:
     return Result(mean(scores), report.dead_ratio, treated, time.process_time() - began)
 
 
-# ── all runs, and the file that keeps them ──────────────────────────────────────────────
-
-Results = dict[str, dict[str, dict[str, Result]]]
-"""Scenario → arm → seed → result."""
+# ── all runs ────────────────────────────────────────────────────────────────────────────
 
 
 @cache
@@ -150,28 +141,6 @@ def job(file: Path, name: str, arm: str, seed: int) -> Result:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeadwatchWarning)
         return run(scenarios_of(file)[name], (ARMS | RULES)[arm], seed)
-
-
-def load(out: Path) -> Results:
-    """The results of a file; none if it does not exist."""
-    kept = json.loads(out.read_text()) if out.exists() else {}
-    return {
-        name: {
-            arm: {seed: Result(**one) for seed, one in seeds.items()} for arm, seeds in of.items()
-        }
-        for name, of in kept.items()
-    }
-
-
-def save(results: Results, out: Path) -> None:
-    """Write all results; whoever interrupts this still has the old file."""
-    plain = {
-        name: {arm: {seed: asdict(one) for seed, one in of.items()} for arm, of in arms.items()}
-        for name, arms in results.items()
-    }
-    fresh = out.with_suffix(".part")
-    fresh.write_text(json.dumps(plain, indent=1, sort_keys=True) + "\n")
-    fresh.replace(out)
 
 
 Key = tuple[str, str, int]
@@ -198,112 +167,6 @@ def made(keys: Sequence[Key], file: Path, jobs: int) -> Iterator[tuple[Key, Resu
         yield from ((futures[future], future.result()) for future in as_completed(futures))
 
 
-# ── tables ──────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Sample:
-    """The scores of one arm on one scenario, turned so that higher is better."""
-
-    scores: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return mean(self.scores)
-
-    @property
-    def variance(self) -> float:
-        return variance(self.scores) if len(self.scores) > 1 else 0.0
-
-    def above(self, other: Sample) -> float:
-        """Difference of the means."""
-        return self.mean - other.mean
-
-    def clearly_below(self, other: Sample) -> bool:
-        """Whether it is more than one standard error of the difference below another."""
-        squared = self.variance / len(self.scores) + other.variance / len(other.scores)
-        return self.above(other) < -math.sqrt(squared)
-
-
-def sample(scenario: Scenario, results: Results, arm: str) -> Sample:
-    sign = -1 if scenario.lower else 1
-    return Sample(tuple(sign * one.score for one in results[scenario.name][arm].values()))
-
-
-def cell(results: Iterable[Result]) -> str:
-    """Mean ± std over seeds, and the mean share of dead units at the end.
-
-    Without a share, some run went to NaN: its units are uncertain, not dead.
-    """
-    results = list(results)
-    scores = Sample(tuple(one.score for one in results))
-    dead = mean(one.dead for one in results)
-    share = "diverged" if math.isnan(dead) else f"{100 * dead:.0f}%"
-    return f"{scores.mean:.1f} ± {math.sqrt(scores.variance):.1f} ({share})"
-
-
-def figures(results: Results, scenarios: Sequence[Scenario], arms: Sequence[str]) -> str:
-    """A row for each arm, a column for each scenario."""
-    heads = [f"{one.name}, lower is better" if one.lower else one.name for one in scenarios]
-    rows = [[arm, *(cell(results[one.name][arm].values()) for one in scenarios)] for arm in arms]
-    return markdown([["", *heads], *rows])
-
-
-def summary(results: Results, scenarios: Sequence[Scenario], arms: Sequence[str]) -> str:
-    """How each arm compares with doing nothing and with the oracle.
-
-    The share of the gap: gains over doing nothing, as a share of the oracle's, summed over the
-    scenarios in which the oracle is clearly better than nothing.
-    """
-    heads = ["", "above none", "above oracle", "gap closed", "clearly below oracle"]
-    rows = [[*heads, "clearly below none"]]
-    for arm in arms:
-        trios = {
-            one.name: [sample(one, results, name) for name in (arm, "none", ORACLE)]
-            for one in scenarios
-        }
-        gaps = [(a.above(n), o.above(n)) for a, n, o in trios.values() if n.clearly_below(o)]
-        gap = sum(whole for _, whole in gaps)
-        rows.append(
-            [
-                arm,
-                f"{mean(a.above(n) for a, n, _ in trios.values()):+.1f}",
-                f"{mean(a.above(o) for a, _, o in trios.values()):+.1f}",
-                f"{100 * sum(closed for closed, _ in gaps) / gap:.0f}%" if gap else "–",
-                told({name: a.above(o) for name, (a, _, o) in trios.items() if a.clearly_below(o)}),
-                told({name: a.above(n) for name, (a, n, _) in trios.items() if a.clearly_below(n)}),
-            ]
-        )
-    return markdown(rows)
-
-
-def told(differences: dict[str, float]) -> str:
-    """Scenarios and differences, worst first."""
-    worst = sorted(differences.items(), key=lambda pair: pair[1])
-    return ", ".join(f"{name} {value:+.1f}" for name, value in worst) or "–"
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def tables(results: Results, scenarios: Sequence[Scenario], arms: Sequence[str]) -> str:
-    """All tables, for each kind of scenario; only what has been run is in them."""
-    parts = []
-    for kind in dict.fromkeys(one.kind for one in scenarios):
-        some = [s for s in scenarios if s.kind == kind and {"none", ORACLE} <= set(results[s.name])]
-        done = [arm for arm in arms if all(arm in results[one.name] for one in some)]
-        if some and done:
-            seeds = sorted({len(of) for one in some for of in results[one.name].values()})
-            parts.append(f"{kind.capitalize()} scenarios, seeds: {', '.join(map(str, seeds))}")
-            parts.append(figures(results, some, done))
-            parts.append(summary(results, some, done))
-    return "\n\n".join(parts)
-
-
 def main(arguments: Sequence[str] | None = None) -> Results:
     """Make the runs that are missing and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -318,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> Results:
     known = scenarios_of(options.file)
     names = chosen(parser, "--scenarios", options.scenarios, list(known))
     arms = chosen(parser, "--only", options.only, list(RULES if options.rules else ARMS))
-    arms = list(dict.fromkeys(["none", ORACLE, *arms]))
+    arms = list(dict.fromkeys([NONE, ORACLE, *arms]))
     results = load(options.out)
     keys = missing(results, names, arms, options.seeds)
     for (name, arm, seed), one in tqdm(

@@ -294,12 +294,13 @@ def sparse(model: nn.Module, task: Task) -> float:
 
 
 def bandit(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Policy gradient: an action is drawn for each sample, and only its reward is seen."""
+    """Policy gradient with an entropy bonus: of an action drawn for each sample, the reward."""
     log_p: Tensor = model(x).log_softmax(1)
-    action = log_p.detach().exp().nan_to_num(1).clamp_min(1e-9).multinomial(1).squeeze(1)
+    p = log_p.exp()
+    action = p.detach().nan_to_num(1).clamp_min(1e-9).multinomial(1).squeeze(1)
     reward = (action == y).float()
     chosen = log_p.gather(1, action[:, None]).squeeze(1)
-    return -((reward - reward.mean()) * chosen).mean()
+    return 0.1 * (p * log_p).sum(1).mean() - ((reward - reward.mean()) * chosen).mean()
 
 
 def spike(step: int, steps: int) -> float:

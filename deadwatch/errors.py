@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 
 class DeadwatchError(Exception):
     """Base of all errors raised by deadwatch."""
@@ -43,6 +45,10 @@ class OptimizerStateWarning(DeadwatchWarning):
     """Parameters were treated, but the optimizer's state for them was left as it was."""
 
 
+class TreatmentFailedWarning(DeadwatchWarning):
+    """A remedy raised an error; it is given up there and training goes on."""
+
+
 class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
 
@@ -57,3 +63,14 @@ class UnfinishedCourseWarning(DeadwatchWarning):
 
 class ResumeWarning(DeadwatchWarning):
     """Part of a saved state does not fit what it was loaded into, and was left out."""
+
+
+def warn_failed(what: str, error: Exception) -> str:
+    """Warn that something of a treatment failed; returns what happened."""
+    happened = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"{what} failed and is given up; training goes on. {happened}",
+        TreatmentFailedWarning,
+        stacklevel=3,
+    )
+    return f"it failed: {happened}"

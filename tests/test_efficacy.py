@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from benchmarks import efficacy
-from benchmarks.efficacy import ARMS, ORACLE, RULES, Arm, Result, Results, Sample
+from benchmarks.efficacy import ARMS, RULES, Arm
+from benchmarks.results import ORACLE, Result, Results, Sample, cell, load, summary
 from benchmarks.scenarios import SCENARIOS, Scenario, Task, born_dead, bundled
 from deadwatch import Policy, Recycle
 
@@ -53,7 +54,7 @@ def test_the_command_measures_a_scenario_from_a_file_and_prints_its_tables(
     assert results["theirs"]["Recycle"]["0"].treated >= 16
     printed = capsys.readouterr().out
     assert "Listed scenarios, seeds: 1" in printed
-    assert efficacy.cell(results["theirs"]["Recycle"].values()) in printed
+    assert cell(results["theirs"]["Recycle"].values()) in printed
 
 
 def test_what_is_in_the_file_is_not_run_again(theirs: list[str], tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_what_is_in_the_file_is_not_run_again(theirs: list[str], tmp_path: Path)
     again = efficacy.main([*theirs, "--only", "Restandardize"])
     assert again["theirs"]["none"]["0"].score == 12.5
     assert again["theirs"]["Recycle"] == first["theirs"]["Recycle"]
-    assert again == efficacy.load(out)
+    assert again == load(out)
 
 
 def test_processes_give_the_same_scores(theirs: list[str], tmp_path: Path) -> None:
@@ -112,10 +113,10 @@ def test_the_share_of_the_gap_is_that_of_the_oracle(lower: bool) -> None:
         arm=[70.0 * sign, 72.0 * sign],
     )
     scenario = replace(SCENARIOS[0], name="one", lower=lower)
-    row = efficacy.summary(results, [scenario], ["arm"]).splitlines()[-1]
+    row = summary(results, [scenario], ["arm"]).splitlines()[-1]
     assert [part.strip() for part in row.split("|")][2:-1] == [
-        *("+30.0", "-10.0", "75%"),
-        *("one -10.0", "–"),
+        *("+30.0 (+30.0 to +30.0)", "-10.0 (-10.0 to -10.0)", "75%"),
+        *("–", "one -10.0"),
     ]
 
 
@@ -129,8 +130,8 @@ def test_clearly_below_means_by_more_than_one_standard_error() -> None:
 
 
 def test_a_cell_shows_mean_std_and_dead_share() -> None:
-    assert efficacy.cell([result(10.0), result(12.0)]) == "11.0 ± 1.4 (25%)"
-    assert efficacy.cell([Result(10.0, float("nan"), 0, 0.1)]) == "10.0 ± 0.0 (diverged)"
+    assert cell([result(10.0), result(12.0)]) == "11.0 ± 1.4 (25%)"
+    assert cell([Result(10.0, float("nan"), 0, 0.1)]) == "10.0 ± 0.0 (diverged)"
 
 
 def test_every_kind_of_scenario_is_there_and_names_are_unique() -> None:

@@ -82,7 +82,7 @@ def test_the_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
     plain = [block for block in blocks("python") if "lightning" not in block]
     assert len(plain) >= 2
     for block in plain:
-        exec(compile(block, "README.md", "exec"), scope)
+        exec(compile(block, "README.md", "exec", dont_inherit=True), scope)
     assert scope["report"].dead_ratio >= 0
     assert scope["watch"]._policy.ladder[0].name == "Mirror"
 
@@ -90,7 +90,8 @@ def test_the_readme_code_runs(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_mirror_of_the_readme_revives_its_units() -> None:
     scope: dict[str, Any] = {"model": None, "optimizer": None, "__name__": "readme"}
     (source,) = [block for block in blocks("python") if "class Mirror" in block]
-    exec(source.rpartition("watch =")[0], scope)
+    own = source.rpartition("watch =")[0]
+    exec(compile(own, "README.md", "exec", dont_inherit=True), scope)
     patient = Patient.of()
     before = patient.model(patient.x)
     report, watch = patient.treated(scope["Mirror"]())

@@ -278,6 +278,11 @@ def test_what_went_wrong_before_is_not_held_against_a_treatment() -> None:
     assert band([1.0, 5.0] * 10, [5.0] * 40) == (0, "")
 
 
+def test_a_batch_that_overflowed_before_does_not_end_the_guard() -> None:
+    for spoilt in (math.nan, math.inf):
+        assert band([*CALM, spoilt, *CALM], [2.5] * 40) == (4, "the loss rose from 1 to 2.5")
+
+
 def test_new_data_are_not_held_against_a_quiet_treatment() -> None:
     """A quiet treatment leaves the function: the first loss after it is the data's doing."""
     assert band(CALM, [3.0] * 80, quiet=True) == (0, "")
@@ -307,3 +312,19 @@ def test_a_loss_that_is_no_number_is_refused(loss: Any, message: str) -> None:
             watch.step(loss)
         patient.model(patient.x)
         watch.close_window()
+
+
+@pytest.mark.parametrize("remedy", [Swap("prelu"), BiasWarming(hold=0, anneal=3)], ids=str)
+def test_a_window_may_be_closed_in_inference_mode(remedy: Remedy) -> None:
+    """Say at the end of a validation: what is made there takes part in training later."""
+    patient = Patient.of(depth=3.0)
+    with patient.watch(remedy) as watch:
+        with torch.inference_mode():
+            watch.step(1.0)
+        patient.train(1, watch)
+        with torch.inference_mode():
+            report = watch.close_window()
+        assert report.treatments
+        for _ in range(4):
+            patient.train(1)
+            watch.step(1.0)

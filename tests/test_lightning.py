@@ -22,7 +22,17 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger, Logger
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, DeadWatch, Policy, Recycle, Rules, Swap, WindowReport
+from deadwatch import (
+    ConfigError,
+    DeadWatch,
+    Policy,
+    Recycle,
+    Rules,
+    Swap,
+    ThermalKick,
+    WindowReport,
+    outcomes_table,
+)
 from deadwatch.show.tensorboard import LAYOUT
 from tests.fitting import (
     BATCH,
@@ -140,11 +150,22 @@ def test_event_files_hold_every_curve_at_the_epoch_step(tmp_path: Path) -> None:
 def test_event_files_hold_treatments_and_the_layout_of_the_charts(tmp_path: Path) -> None:
     watch = DeadWatch(policy=Policy(Recycle(), cooldown=9), rules=QUICK)
     fit([watch], tmp_path)
+    assert watch.report is not None
     written = events(tmp_path)
     (text,) = written.Tensors("deadwatch/treatments/text_summary")
     assert text.step == BATCHES - 1
     (body,) = text.tensor_proto.string_val
     assert body.decode().startswith("- **Recycle** on 6 units of `net.1` (quiet)")
+    tables = [
+        text.tensor_proto.string_val[0].decode()
+        for text in written.Tensors("deadwatch/outcomes/text_summary")
+    ]
+    assert tables[-1] == outcomes_table(watch.report.outcomes)
+    revived = [
+        f"| Recycle |     6 |       {units} |" in table
+        for units, table in zip((0, 6), tables, strict=True)
+    ]
+    assert revived == [True, True]
     (layout,) = written.Tensors("custom_scalars__config__")
     for title in LAYOUT["deadwatch"]:
         assert title.encode() in layout.tensor_proto.string_val[0]
@@ -504,3 +525,23 @@ def test_two_callbacks_watch_two_parts_of_one_model(tmp_path: Path) -> None:
     fit(both, tmp_path)
     assert [list(watch.report or ()) for watch in both] == [["net.1"], ["net.3"]]
     assert both[0].state_key != both[1].state_key
+
+
+def test_a_loss_that_leaves_its_band_undoes_a_treatment(tmp_path: Path) -> None:
+    class Ruined(Module):
+        """Its loss rises for good some steps after the first epochs."""
+
+        def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return loss + (50.0 if self.global_step > 12 else 0.0)
+
+    policy = Policy(ThermalKick(quiet=False), warmup=12, cooldown=20, when=0.0)
+    watch = DeadWatch(policy=policy, rules=QUICK, include="net.1")
+    module = Ruined()
+    before = module.net[0].bias.detach()[:6].clone()
+    fit([watch], tmp_path, module, max_epochs=6)
+    assert watch.watch is not None
+    assert [entry.undone for entry in watch.watch.ledger] == [True]
+    assert torch.equal(module.net[0].bias.detach()[:6], before)
+    (text, *_) = events(tmp_path).Tensors("deadwatch/treatments/text_summary")[1:]
+    assert b"ThermalKick on net.1 was undone" in text.tensor_proto.string_val[0]

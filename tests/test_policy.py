@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +19,6 @@ from deadwatch import (
     CannotTreat,
     Case,
     ConfigError,
-    DeadwatchError,
     Plan,
     Policy,
     Recycle,
@@ -26,9 +29,10 @@ from deadwatch import (
     Watch,
     WindowReport,
 )
-from deadwatch.errors import MissingStepWarning
+from deadwatch.errors import MissingStepWarning, TreatmentFailedWarning, UnseenSiteWarning
 from deadwatch.treat.policy import PRESETS
-from tests.clinic import DEAD, Patient
+from deadwatch.treat.surgery import Edit
+from tests.clinic import DEAD, Patient, changed
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,7 @@ def test_what_is_no_model_is_refused() -> None:
         Watch([1])
 
 
-def test_a_plan_that_is_none_or_does_not_fit_is_told_and_writes_nothing() -> None:
+def test_a_remedy_that_fails_is_given_up_loudly_and_writes_nothing() -> None:
     class Forgetful(Remedy):
         def plan(self, case: Case) -> Plan:
             return None
@@ -328,15 +332,101 @@ def test_a_plan_that_is_none_or_does_not_fit_is_told_and_writes_nothing() -> Non
             edits = (case.edit("0.bias", torch.zeros(3)), case.edit("0.weight", torch.zeros(3, 5)))
             return Plan(self.name, case.units, edits)
 
+    class Beyond(Remedy):
+        def plan(self, case: Case) -> Plan:
+            edits = (
+                case.edit("0.bias", torch.zeros(3)),
+                Edit("2.bias", 0, case.units + 99, torch.zeros(3)),
+            )
+            return Plan(self.name, case.units, edits)
+
+    class Greedy(Remedy):
+        def plan(self, case: Case) -> Plan:
+            return Plan(self.name, np.arange(16))
+
+    class Buggy(Remedy):
+        def plan(self, case: Case) -> Plan:
+            raise KeyError("weight")
+
     for remedy, message in (
         (Forgetful(), r"Forgetful\.plan returned None; expected a Plan"),
         (Misshapen(), r"an edit of 0.weight has values of shape \(3, 5\); 3 slices .* \(3, 12\)"),
+        (Beyond(), r"IndexError"),
+        (Greedy(), r"Greedy\.plan treats other units than those of its case"),
+        (Buggy(), r"KeyError: 'weight'"),
     ):
         patient = Patient.of()
         before = patient.tensors()
-        with pytest.raises(DeadwatchError, match=message):
-            patient.treated(remedy)
-        assert torch.equal(patient.tensors()["0.bias"], before["0.bias"])
+        with pytest.warns(TreatmentFailedWarning, match=rf"{remedy.name} on 1 failed .*{message}"):
+            report, _ = patient.treated(remedy)
+        assert re.search(message, report.refusals[0].reason)
+        assert not report.treatments
+        assert not changed(before, patient.tensors())
+
+
+def test_where_a_remedy_fails_the_next_is_tried() -> None:
+    class Buggy(Remedy):
+        def plan(self, case: Case) -> Plan:
+            raise KeyError("weight")
+
+    with pytest.warns(TreatmentFailedWarning, match="Buggy on 1 failed"):
+        report, _ = Patient.of().treated(Buggy(), Recycle())
+    assert treated([report]) == ["Recycle"]
+
+
+GONE: dict[str, Callable[[nn.Sequential], object]] = {
+    "no bias any more": lambda model: setattr(model, "0", nn.Linear(12, 16, bias=False)),
+    "another layer": lambda model: setattr(model, "0", nn.Linear(12, 16)),
+    "another activation": lambda model: setattr(model, "1", nn.Identity()),
+    "no such place": lambda model: model.__delitem__(slice(None)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:not seen in window")
+@pytest.mark.parametrize(
+    ("remedy", "gone"),
+    [
+        (BiasWarming(hold=0, anneal=20), "no bias any more"),
+        (BiasWarming(hold=0, anneal=20), "another layer"),
+        (BiasWarming(hold=0, anneal=20), "no such place"),
+        (BiasWarming(schedule="closed-loop", hold=0, anneal=20, quiet=False), "another layer"),
+        (Swap(anneal=20), "another activation"),
+        (Swap(anneal=20), "no such place"),
+    ],
+    ids=str,
+)
+def test_what_was_under_way_in_a_layer_that_is_gone_is_given_up_loudly(
+    remedy: Remedy, gone: str
+) -> None:
+    patient = Patient.of(depth=3.0)
+    report, watch = patient.treated(remedy)
+    assert treated([report]) == [remedy.name]
+    GONE[gone](patient.model)
+    before = copy.deepcopy(patient.model.state_dict())
+    with pytest.warns(TreatmentFailedWarning, match="in progress failed and is given up"):
+        windows(patient, watch, 4)  # says nothing of a course when it ends
+    (entry,) = watch.ledger
+    assert "it failed: " in entry.told
+    assert all(torch.equal(patient.model.state_dict()[n], value) for n, value in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:observing '1' failed")
+def test_what_cannot_be_undone_any_more_is_told() -> None:
+    patient = Patient.of()
+    watch = patient.watch(ThermalKick(quiet=False)).attach()
+    for _ in range(20):
+        patient.model(patient.x)
+        watch.step(1.0)
+    watch.close_window()
+    patient.model[0], patient.model[2] = nn.Linear(12, 2), nn.Linear(2, 16)
+    with pytest.warns(TreatmentFailedWarning, match="undoing ThermalKick on 1 failed"):
+        watch.step(math.nan)
+    patient.model(patient.x)
+    with pytest.warns(UnseenSiteWarning, match="not seen in window 1: 1"):
+        report = watch.close_window()
+    assert "undoing ThermalKick on 1: it failed: " in report.notes[0]
+    assert not any(entry.undone for entry in watch.ledger)
+    watch.detach()
 
 
 def test_units_left_out_without_a_reason_are_told_all_the_same() -> None:

@@ -13,21 +13,24 @@ from torch import nn
 from deadwatch import (
     BiasWarming,
     ConfigError,
+    DeadwatchError,
     NoBiasDecay,
     Policy,
     PositiveBias,
     Recycle,
+    Remedy,
     Revive,
     Rules,
     SiteReport,
     State,
+    Swap,
     Watch,
     WindowReport,
 )
 from deadwatch.records import Bools
 from deadwatch.treat.ledger import CONTROL
 from deadwatch.treat.policy import DORMANT
-from tests.clinic import DEAD, Patient
+from tests.clinic import DEAD, Patient, changed
 from tests.test_policy import Idle, treated, windows
 
 # ── worth it ────────────────────────────────────────────────────────────────────────────────
@@ -300,6 +303,21 @@ def test_a_preventive_that_does_not_apply_says_why() -> None:
     assert report.notes[0] == "PositiveBias refused on 1: Tanh does not close towards low inputs"
 
 
+@pytest.mark.parametrize(
+    "remedy", [BiasWarming(gamma=1.0, quiet=False), Swap(anneal=9, quiet=False)], ids=str
+)
+def test_a_remedy_that_ends_by_itself_is_no_preventive(remedy: Remedy) -> None:
+    """What it gives for a while would stay for good."""
+    patient = Patient.of(dead=[])
+    before = patient.tensors()
+    with patient.watch(Recycle(), prevent=remedy) as watch:
+        patient.model(patient.x)
+        watch.step()
+        report = watch.close_window()
+    assert report.notes[0].startswith(f"{remedy.name} refused on 1: it takes time")
+    assert not changed(before, patient.tensors())
+
+
 def test_no_bias_decay_lasts_while_the_watch_is_attached() -> None:
     def bias_after(prevent: bool) -> torch.Tensor:
         patient = Patient.of(dead=[], optimizer=lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.5))
@@ -349,6 +367,22 @@ def test_a_policy_of_your_own_decides_which_units() -> None:
     )
     assert treated(windows(patient, watch, 4)) == ["", "", "Idle", ""]
     assert idle.seen == [DEAD]
+
+
+@pytest.mark.parametrize("answer", [[0, 1, 2], [True] * 3, None])
+def test_a_policy_that_names_no_units_is_told(answer: Any) -> None:
+    """Indices would be read as booleans, and other units be treated."""
+
+    class Indices(Policy):
+        def due(self, site: SiteReport, window: WindowReport) -> Any:
+            return answer
+
+    patient = Patient.of()
+    watch = Watch(patient.model, optimizer=patient.optimizer, policy=Indices(Idle()), include="1")
+    with watch:
+        patient.model(patient.x)
+        with pytest.raises(DeadwatchError, match="one boolean for each of the 16 units of 1"):
+            watch.close_window()
 
 
 # ── revive ──────────────────────────────────────────────────────────────────────────────────

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from deadwatch.errors import warn_failed
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Ints, Treatment
+from deadwatch.records import Bools, Ints, SiteReport, Treatment
 from deadwatch.treat.course import Course
+from deadwatch.treat.surgery import Surgery
 
 _HOLD = 4  # windows for which a remedy rests after its first treatment was undone; then 8, 16 …
 
@@ -23,18 +26,40 @@ class InCourse:
         rung: The rung of the policy's ladder.
         part: Which part of the remedy on that rung.
         treated: The units its treatment began with (K,).
-        step: The step at which it began.
+        began: The step at which it did.
+        failed: Why it was given up; empty if it was not.
     """
 
     course: Course
     rung: int
     part: int
     treated: Ints
-    step: int
+    began: int
+    failed: str = ""
+
+    @property
+    def told(self) -> str:
+        """What the ledger should know once it has ended."""
+        return "; ".join(filter(None, (self.course.told, self.failed)))
+
+    def step(self, surgery: Surgery) -> bool:
+        """Advance the course one training step; True once it has ended."""
+        return self._ended(lambda: self.course.step(surgery))
+
+    def review(self, report: SiteReport, surgery: Surgery) -> bool:
+        """Have the course follow a window's verdict; True once it has ended."""
+        return self._ended(lambda: self.course.review(report, surgery))
+
+    def _ended(self, advance: Callable[[], bool]) -> bool:
+        try:
+            return advance()
+        except Exception as error:  # never break training: say, a layer was replaced since
+            self.failed = warn_failed(f"a {type(self.course).__name__} in progress", error)
+            return True
 
     def belongs_to(self, treatment: Treatment) -> bool:
         """Whether a treatment of the same site began it."""
-        return self.step == treatment.step and np.array_equal(self.treated, treatment.units)
+        return self.began == treatment.step and np.array_equal(self.treated, treatment.units)
 
 
 @dataclass(eq=False)
@@ -92,7 +117,7 @@ class Chart:
                 "rung": going.rung,
                 "part": going.part,
                 "treated": to_plain(going.treated),
-                "step": going.step,
+                "step": going.began,
                 "course": going.course.state_dict(),
             }
             for going in self.courses

@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from deadwatch.activations import slopes_of
-from deadwatch.errors import CannotTreat, DeadwatchError
+from deadwatch.errors import CannotTreat, DeadwatchError, warn_failed
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
 from deadwatch.treat.case import Case
@@ -102,6 +103,7 @@ class Clinic:
 
     # ── each step ───────────────────────────────────────────────────────────────────────
 
+    @torch.inference_mode(False)  # what is made here has to last
     def step(self, loss: Tensor | float | None = None) -> None:
         """Advance every scheduled remedy by one training step, and look after the loss."""
         for site, chart in self._charts.items():
@@ -111,15 +113,15 @@ class Clinic:
             self.notes += self._trial.step(loss, self._window)
 
     def _advanced(self, site: str, going: InCourse) -> bool:
-        ended = going.course.step(self._surgery)
+        ended = going.step(self._surgery)
         if ended:
             self._discharge(site, going)
         return ended
 
     def _discharge(self, site: str, going: InCourse) -> None:
-        if going.course.told:
-            self.ledger.note(site, going.treated, going.course.told)
-            self.notes.append(f"{site}: {going.course.told}")
+        if going.told:
+            self.ledger.note(site, going.treated, going.told)
+            self.notes.append(f"{site}: {going.told}")
 
     # ── before the first window ─────────────────────────────────────────────────────────
 
@@ -146,6 +148,7 @@ class Clinic:
         """Whether preventives are still to be applied."""
         return not self._prevented
 
+    @torch.inference_mode(False)
     def prevent(self, verdict: WindowReport, step: int) -> None:
         """Apply the policy's preventives to all units; what was done is noted."""
         self._prevented = True
@@ -167,6 +170,8 @@ class Clinic:
     def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
         try:
             plan = self._plan(remedy, report, np.arange(report.units))
+            if plan.course is not None:
+                raise CannotTreat("it takes time, and a preventive is applied at once")
         except CannotTreat as reason:
             self.notes.append(f"{remedy.name} refused on {report.site.name}: {reason}")
             return
@@ -186,17 +191,28 @@ class Clinic:
         self._waiting = {}
         for name, report in verdict.sites.items():
             chart = self._chart(report)
-            due = self._policy.due(report, verdict)
+            due = self._due(report, verdict)
             chart.streak = chart.streak + 1 if due.any() else 0
             ready = chart.streak >= self._policy.patience and self._window >= chart.rest_until
             if ready and open_now:
                 self._waiting[name] = np.flatnonzero(due)
             self.notes += filter(None, [self._policy.spared(report)])
 
+    def _due(self, report: SiteReport, verdict: WindowReport) -> Bools:
+        due: Bools = np.asarray(self._policy.due(report, verdict))
+        if due.dtype != np.bool_ or due.shape != (report.units,):
+            raise DeadwatchError(
+                f"{type(self._policy).__name__}.due returned {due.dtype} of shape {due.shape}; "
+                f"expected one boolean for each of the {report.units} units of {report.site.name}"
+            )
+        return due
+
     def _count_calls(self, verdict: WindowReport) -> None:
+        modules = dict(self._model.named_modules(remove_duplicate=False))
+        # A module may have been taken out of the model since.
         paths = [site.site.module for site in verdict.sites.values()]
-        calls = Counter(id(self._surgery.module(path)) for path in paths)
-        self._calls = {path: calls[id(self._surgery.module(path))] for path in paths}
+        calls = Counter(id(modules.get(path)) for path in paths)
+        self._calls = {path: calls[id(modules.get(path))] for path in paths}
 
     def _chart(self, report: SiteReport) -> Chart:
         chart = self._charts.get(report.site.name)
@@ -204,6 +220,7 @@ class Clinic:
             chart = self._charts[report.site.name] = Chart.of(report.units)
         return chart
 
+    @torch.inference_mode(False)
     def treat(
         self, verdict: WindowReport, step: int
     ) -> tuple[tuple[Treatment, ...], tuple[Refusal, ...]]:
@@ -227,7 +244,7 @@ class Clinic:
         self._unreviewed = False
         for site, chart in self._charts.items():
             for going in list(chart.courses):
-                if site in verdict and going.course.review(verdict[site], self._surgery):
+                if site in verdict and going.review(verdict[site], self._surgery):
                     chart.courses.remove(going)
                     self._discharge(site, going)
 
@@ -244,9 +261,8 @@ class Clinic:
             left, reasons = begun.copy(), dict[str, tuple[Ints, str]]()
             for part, one in enumerate(remedy.parts):
                 units = np.flatnonzero(left)
-                plan, reason = self._try(one, chart, report, units)
+                plan, reason = self._try(one, report, units, step, done)
                 if plan is not None:
-                    done.append(self._theatre.apply(plan, report, self._window, step))
                     left[plan.units] = False
                     chart.treated(plan.units, rung)
                     self._enter(chart, plan, rung, part, step)
@@ -301,17 +317,20 @@ class Clinic:
             self.ledger.record([Treatment(CONTROL, name, which, self._window, step, True)])
 
     def _try(
-        self, remedy: Remedy, chart: Chart, report: SiteReport, units: Ints
+        self, remedy: Remedy, report: SiteReport, units: Ints, step: int, done: list[Treatment]
     ) -> tuple[Plan | None, str]:
-        """A plan for the units, or None; and why not for all of them."""
+        """The plan that was carried out, or None; and why not for all units."""
         if not len(units):
             return None, ""
-        if self._window < chart.hold_until.get(remedy.name, 0):
+        if self._window < self._charts[report.site.name].hold_until.get(remedy.name, 0):
             return None, "it is on hold here since the guard undid it"
         try:
             plan = self._plan(remedy, report, units)
+            done.append(self._theatre.apply(plan, report, self._window, step))
         except CannotTreat as reason:
             return None, str(reason)
+        except Exception as error:  # never break training
+            return None, warn_failed(f"{remedy.name} on {report.site.name}", error)
         if len(plan.units) == len(units):
             return plan, ""
         return plan, plan.left_out or "the remedy left them out and gave no reason"
@@ -322,6 +341,8 @@ class Clinic:
             raise DeadwatchError(
                 f"{remedy.name}.plan returned {plan!r}; expected a Plan (no return?)"
             )
+        if not np.isin(plan.units, units).all():
+            raise DeadwatchError(f"{remedy.name}.plan treats other units than those of its case")
         if plan.swap is not None and self.no_swaps:
             raise CannotTreat(self.no_swaps)
         return plan
@@ -366,24 +387,11 @@ class Clinic:
         chart = Chart.resume(state)
         for saved in state["courses"]:
             rung, part = saved["rung"], saved["part"]
-            remedy = self._same_remedy(ladder[rung][part], rung, part)
+            remedy = self._policy.part(rung, part, ladder[rung][part])
             course = remedy.resume(saved["course"], self._surgery)
             treated = from_plain(Ints, saved["treated"])
             chart.courses.append(InCourse(course, rung, part, treated, saved["step"]))
         return chart
-
-    def _same_remedy(self, name: str, rung: int, part: int) -> Remedy:
-        """The remedy whose course is to go on; it stands where it stood in the policy."""
-        for remedy in self._policy.ladder[rung : rung + 1]:
-            for one in remedy.parts[part : part + 1]:
-                if one.name == name:
-                    return one
-        names = " → ".join(remedy.name for remedy in self._policy.ladder)
-        raise DeadwatchError(
-            f"the state holds a {name} in progress, on rung {rung + 1} of the ladder of its "
-            f"policy, and this policy ({names}) has none there; resume with the policy it was "
-            "saved with, or with policy=None, which leaves in the model what is in it"
-        )
 
 
 _NUMBERS = ("seed", "window", "unreviewed", "prevented")

@@ -114,6 +114,9 @@ class LossBand:
         return f"the loss rose from {self._typical:.3g} to {level:.3g}"
 
     def _set(self, before: npt.NDArray[Any], first: float) -> None:
+        before = before[np.isfinite(before)]  # single batches may overflow
+        if not len(before):
+            return
         self._typical = float(np.median(before))
         top = float(np.max(before))
         if self._quiet and first > top:

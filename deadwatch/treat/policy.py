@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.records import Bools, SiteReport, State, WindowReport
 from deadwatch.treat.remedies.base import Remedy, require_number
 from deadwatch.treat.remedies.preventive import Preventive
@@ -117,6 +117,23 @@ class Policy:
     def ladder(self) -> tuple[Remedy, ...]:
         """The remedies in order of escalation."""
         return (self.then,) if isinstance(self.then, Remedy) else tuple(self.then)
+
+    def part(self, rung: int, part: int, name: str) -> Remedy:
+        """The remedy of this name at this place of the ladder.
+
+        Raises:
+            DeadwatchError: None of this name stands there.
+        """
+        for remedy in self.ladder[rung : rung + 1]:
+            for one in remedy.parts[part : part + 1]:
+                if one.name == name:
+                    return one
+        names = " → ".join(remedy.name for remedy in self.ladder)
+        raise DeadwatchError(
+            f"the state holds a {name} in progress, on rung {rung + 1} of the ladder of its "
+            f"policy, and this policy ({names}) has none there; resume with the policy it was "
+            "saved with, or with policy=None, which leaves in the model what is in it"
+        )
 
     def due(self, site: SiteReport, window: WindowReport) -> Bools:
         """Which units of a site are called for treatment by a window's verdict (C,).

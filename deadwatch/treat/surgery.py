@@ -53,7 +53,8 @@ class Surgery:
         """A parameter or buffer by its dotted name."""
         path, _, leaf = name.rpartition(".")
         found = getattr(self._model.get_submodule(path), leaf)
-        assert isinstance(found, Tensor)
+        if not isinstance(found, Tensor):
+            raise DeadwatchError(f"the model has no {name} any more")
         return found
 
     def module(self, path: str) -> nn.Module:
@@ -97,6 +98,7 @@ class Surgery:
                     f"an edit of {edit.tensor} has values of shape {tuple(edit.value.shape)}; "
                     f"{len(edit.index)} slices along axis {edit.axis} need {tuple(shape)}"
                 )
+            self.rows(edit.tensor, edit.index, edit.axis, edit.rows)  # raises where none is
         return tuple(self._record(edit) for edit in edits)
 
     def _record(self, edit: Edit) -> Change:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from deadwatch.errors import warn_failed
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Treatment
 from deadwatch.treat.chart import Chart
@@ -71,7 +72,12 @@ class Trial:
             chart = self._charts[treatment.site]
             chart.courses = [c for c in chart.courses if not c.belongs_to(treatment)]
             note = f"{treatment.remedy} on {treatment.site} was undone: {reason}"
-            self._theatre.undo(treatment)
+            try:
+                self._theatre.undo(treatment)
+            except Exception as error:  # never break training: say, a layer was replaced since
+                what = f"undoing {treatment.remedy} on {treatment.site}"
+                notes.append(f"{what}: {warn_failed(what, error)}")
+                continue
             self._ledger.undo(treatment)
             if not (loud and treatment.quiet):  # beside a loud one, a quiet one is not to blame
                 windows = chart.hold(treatment.remedy, window)

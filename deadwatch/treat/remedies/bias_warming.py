@@ -97,7 +97,8 @@ class BiasWarming(Remedy):
         edits, restarts, quiet = case.silence(self._quiet(case))
         own = case.rows(bias)
         warm = _add(own, gammas)
-        course = self._course(units, Held(bias, case.slices(bias, units)[1], own, warm))
+        rows, whole = case.slices(bias, units)[1], case.surgery.tensor(bias)
+        course = self._course(units, Held(bias, rows, own, warm, whole))
         return Plan(
             self.name,
             units,

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deadwatch.errors import DeadwatchError
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Ints, SiteReport, State
 from deadwatch.treat.course import Course
@@ -30,17 +31,25 @@ class Held:
         rows: The rows (K,).
         own: Their values before (K,).
         warm: Their values with γ (K,).
+        whole: The bias itself.
     """
 
-    def __init__(self, bias: str, rows: Ints, own: Tensor, warm: Tensor) -> None:
+    def __init__(self, bias: str, rows: Ints, own: Tensor, warm: Tensor, whole: Tensor) -> None:
         self.bias, self.rows = bias, rows
+        self._whole = whole
         self._own, self._last = own, warm
         self._unmoved = torch.ones(len(rows), dtype=torch.bool, device=own.device)
         self.added = exact(warm) - exact(own)
         self.owed = self.added.clone()
 
     def lower(self, surgery: Surgery, owed: Tensor) -> None:
-        """Take γ out until ``owed`` is left of it (K,)."""
+        """Take γ out until ``owed`` is left of it (K,).
+
+        Raises:
+            DeadwatchError: Another parameter has taken the place of the bias.
+        """
+        if surgery.tensor(self.bias) is not self._whole:
+            raise DeadwatchError(f"another parameter is called {self.bias} now, and has no γ")
         now = surgery.rows(self.bias, self.rows)
         self._unmoved &= now == self._last
         lower = (exact(now) - (self.owed - owed)).to(now.dtype)
@@ -60,10 +69,10 @@ class Held:
     @classmethod
     def resume(cls, state: dict[str, Any], surgery: Surgery) -> Held:
         """Go on from a `state_dict`."""
-        device = surgery.tensor(state["bias"]).device
-        tensors = {name: state[name].to(device) for name in _TENSORS}
+        whole = surgery.tensor(state["bias"])
+        tensors = {name: state[name].to(whole.device) for name in _TENSORS}
         rows = from_plain(Ints, state["rows"])
-        held = cls(state["bias"], rows, tensors["_own"], tensors["_last"])
+        held = cls(state["bias"], rows, tensors["_own"], tensors["_last"], whole)
         vars(held).update(tensors)
         return held
 
