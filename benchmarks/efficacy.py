@@ -79,7 +79,7 @@ ARMS = {
     "PositiveBias": Arm(Policy(Recycle(), until=0, prevent=[PositiveBias(0.1)])),
     "Restandardize": Arm(Policy(Restandardize())),
     "Recycle": Arm(Policy(Recycle())),
-    **{f'"{name}"': Arm(name) for name in ("gentle", "ladder", "revive")},
+    **{f'"{name}"': Arm(name) for name in ("gentle", "revive")},
 }
 RULES = {
     f"{remedy.name}, {rule}": Arm(Policy(remedy), rule=rule)

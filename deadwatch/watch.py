@@ -47,8 +47,7 @@ class Watch:
     Args:
         model: The model. Watching alone never changes it, nor its losses, by a single bit.
         optimizer: The optimizer or optimizers that train it; needed to treat.
-        policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``,
-            ``"revive"``, ``"ladder"``), or
+        policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"revive"``), or
             None to only watch.
         rules: Thresholds of the verdict.
         include: Patterns (as in `fnmatch`) of the activations to watch; None for all. They are
@@ -218,7 +217,7 @@ class Watch:
     def forbid_swaps(self, reason: str) -> None:
         """Refuse remedies that replace modules, with this reason; call it when attached."""
         if self._clinic is not None:
-            self._clinic.no_swaps = reason
+            self._clinic.forbid_swaps(reason)
 
     @property
     def replaced(self) -> int:

@@ -195,7 +195,7 @@ def test_the_ledger_follows_every_treated_unit() -> None:
 
 def test_presets_are_quiet() -> None:
     """Whatever a preset does, the function is the same right after."""
-    for name in ("gentle", "revive", "ladder"):
+    for name in ("gentle", "revive"):
         policy = PRESETS[name]
         assert policy is not None
         patient = Patient.of(dead=list(range(8)))
@@ -292,7 +292,7 @@ BAD_WATCHES: list[tuple[dict[str, Any], str]] = [
     ({"policy": "heroic", "optimizer": OWN}, "policy is 'heroic'; expected one of 'watch', 'gen"),
     ({"policy": 3}, "policy is 3; expected one of"),
     ({"policy": Recycle()}, r"wrap the remedy: Policy\(Recycle\(\)\)"),
-    ({"policy": "ladder"}, "policy 'ladder' treats units.*pass optimizer="),
+    ({"policy": "revive"}, "policy 'revive' treats units.*pass optimizer="),
     ({"optimizer": OTHER}, "the SGD given as optimizer updates no parameter of the model"),
     ({"optimizer": "adam"}, "optimizer is or holds a 'str'; expected a torch.optim.Optimizer"),
     ({"include": "nett.*"}, r"include pattern 'nett\.\*' matches no activation.*'1'"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,13 +16,13 @@ from deadwatch.activations import slopes_of
 from deadwatch.errors import CannotTreat, DeadwatchError, warn_failed
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Bools, Ints, Outcome, Refusal, SiteReport, Treatment, WindowReport
-from deadwatch.treat.case import Case
 from deadwatch.treat.chart import Chart, InCourse
 from deadwatch.treat.ledger import CONTROL, Ledger
 from deadwatch.treat.optim import OptimizerState
+from deadwatch.treat.planning import Planning
 from deadwatch.treat.policy import Policy
+from deadwatch.treat.prevention import Prevention
 from deadwatch.treat.remedies.base import Plan, Remedy
-from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.theatre import Theatre
 from deadwatch.treat.trial import Trial
 
@@ -52,22 +51,27 @@ class Clinic:
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.ledger = Ledger()
-        self.no_swaps = ""
         self.notes: list[str] = []
         self._policy = policy
         self._model = model
         self._theatre = Theatre(model, optimizers, aside)
         self._surgery = self._theatre.surgery
         self._optimizers = optimizers
-        self._seed = seed
+        self._planning = Planning(model, self._theatre, seed)
+        self._prevention = Prevention(policy.prevent, model, self._theatre, self._planning)
         self._total_steps = total_steps
         self._charts: dict[str, Chart] = {}
         self._trial = Trial(self._theatre, self.ledger, self._charts, agree)
         self._waiting: dict[str, Ints] = {}
         self._unreviewed = False
-        self._window = 0
-        self._calls: Mapping[str, int] = {}
-        self._prevented = not policy.prevent
+
+    @property
+    def _window(self) -> int:
+        return self._planning.window
+
+    def forbid_swaps(self, reason: str) -> None:
+        """Refuse remedies that replace modules, with this reason."""
+        self._planning.no_swaps = reason
 
     @property
     def due(self) -> bool:
@@ -128,9 +132,7 @@ class Clinic:
     def attach(self) -> None:
         """Put in force what lasts only as long as deadwatch is attached."""
         self._optimizers.exempt(slopes_of(self._model).values())
-        for one in self._preventives() if self._prevented else ():
-            if isinstance(one, Preventive):
-                one.resume(self._model, self._optimizers)
+        self._prevention.resume()
 
     def detach(self) -> None:
         """Leave nothing of ours on the optimizers; the ledger knows what is still going on."""
@@ -139,44 +141,16 @@ class Clinic:
             for going in chart.courses:
                 self.ledger.note(site, going.treated, going.course.told)
 
-    def _preventives(self) -> Sequence[Preventive | Remedy]:
-        given = self._policy.prevent
-        return (given,) if isinstance(given, (Preventive, Remedy)) else tuple(given)
-
     @property
     def prevents(self) -> bool:
         """Whether preventives are still to be applied."""
-        return not self._prevented
+        return not self._prevention.done
 
     @torch.inference_mode(False)
     def prevent(self, verdict: WindowReport, step: int) -> None:
-        """Apply the policy's preventives to all units; what was done is noted."""
-        self._prevented = True
-        self._count_calls(verdict)
-        for one in self._preventives():
-            if isinstance(one, Preventive):
-                self._prevent_once(one)
-            else:
-                for report in verdict.sites.values():
-                    self._prevent_site(one, report, step)
-
-    def _prevent_once(self, one: Preventive) -> None:
-        try:
-            note = one.apply(self._model, self._optimizers)
-        except CannotTreat as reason:
-            note = f"refused: {reason}"
-        self.notes.append(f"{one.name}: {note}")
-
-    def _prevent_site(self, remedy: Remedy, report: SiteReport, step: int) -> None:
-        try:
-            plan = self._plan(remedy, report, np.arange(report.units))
-            if plan.course is not None:
-                raise CannotTreat("it takes time, and a preventive is applied at once")
-        except CannotTreat as reason:
-            self.notes.append(f"{remedy.name} refused on {report.site.name}: {reason}")
-            return
-        self._theatre.apply(plan, report, self._window, step)
-        self.notes.append(f"{remedy.name} on {report.site.name}: {plan.note}")
+        """Apply the policy's preventives; what was done is noted."""
+        self._planning.begin(verdict)
+        self.notes += self._prevention.apply(verdict, step)
 
     # ── each window ─────────────────────────────────────────────────────────────────────
 
@@ -184,8 +158,7 @@ class Clinic:
         """Follow up earlier treatments and decide which units are due."""
         busy = {name: chart.in_course() for name, chart in self._charts.items()}
         self.ledger.follow(verdict, busy)
-        self._window = verdict.window.index
-        self._count_calls(verdict)
+        self._planning.begin(verdict)
         self._unreviewed = any(chart.courses for chart in self._charts.values())
         open_now = step >= self._policy.warmup and not self._policy.ended(step, self._total_steps)
         self._waiting = {}
@@ -206,13 +179,6 @@ class Clinic:
                 f"expected one boolean for each of the {report.units} units of {report.site.name}"
             )
         return due
-
-    def _count_calls(self, verdict: WindowReport) -> None:
-        modules = dict(self._model.named_modules(remove_duplicate=False))
-        # A module may have been taken out of the model since.
-        paths = [site.site.module for site in verdict.sites.values()]
-        calls = Counter(id(modules.get(path)) for path in paths)
-        self._calls = {path: calls[id(modules.get(path))] for path in paths}
 
     def _chart(self, report: SiteReport) -> Chart:
         chart = self._charts.get(report.site.name)
@@ -306,7 +272,7 @@ class Clinic:
         return admitted
 
     def _control_group(self, report: SiteReport) -> Bools:
-        seed = zlib.crc32(f"{self._seed}/{report.site.name}/control".encode())
+        seed = zlib.crc32(f"{self._planning.seed}/{report.site.name}/control".encode())
         drawn: Bools = np.random.default_rng(seed).random(report.units) < self._policy.control
         return drawn
 
@@ -325,7 +291,7 @@ class Clinic:
         if self._window < self._charts[report.site.name].hold_until.get(remedy.name, 0):
             return None, "it is on hold here since the guard undid it"
         try:
-            plan = self._plan(remedy, report, units)
+            plan = self._planning.plan(remedy, report, units)
             done.append(self._theatre.apply(plan, report, self._window, step))
         except CannotTreat as reason:
             return None, str(reason)
@@ -335,36 +301,19 @@ class Clinic:
             return plan, ""
         return plan, plan.left_out or "the remedy left them out and gave no reason"
 
-    def _plan(self, remedy: Remedy, report: SiteReport, units: Ints) -> Plan:
-        plan = remedy.plan(self._case(remedy, report, units))
-        if not isinstance(plan, Plan):
-            raise DeadwatchError(
-                f"{remedy.name}.plan returned {plan!r}; expected a Plan (no return?)"
-            )
-        if not np.isin(plan.units, units).all():
-            raise DeadwatchError(f"{remedy.name}.plan treats other units than those of its case")
-        if plan.swap is not None and self.no_swaps:
-            raise CannotTreat(self.no_swaps)
-        return plan
-
-    def _case(self, remedy: Remedy, report: SiteReport, units: Ints) -> Case:
-        site = report.site
-        key = f"{self._seed}/{self._window}/{site.name}/{remedy.name}"
-        calls = self._calls[site.module]
-        seed = zlib.crc32(key.encode())
-        return Case(report, units, calls, self._surgery, self._optimizers, seed)
-
     # ── checkpoints ─────────────────────────────────────────────────────────────────────
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
-        numbers = {name: getattr(self, f"_{name}") for name in _NUMBERS}
         return {
-            **numbers,
+            "seed": self._planning.seed,
+            "window": self._planning.window,
+            "calls": dict(self._planning.calls),
+            "prevented": self._prevention.done,
+            "unreviewed": self._unreviewed,
             "ladder": [[part.name for part in remedy.parts] for remedy in self._policy.ladder],
             "charts": {name: chart.state_dict() for name, chart in self._charts.items()},
             "waiting": to_plain(self._waiting),
-            "calls": dict(self._calls),
             "ledger": self.ledger.state_dict(),
             "notes": list(self.notes),
             "trial": self._trial.state_dict(),
@@ -372,13 +321,14 @@ class Clinic:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        for name in _NUMBERS:
-            setattr(self, f"_{name}", state[name])
+        self._planning.seed, self._planning.window = state["seed"], state["window"]
+        self._planning.calls = dict(state["calls"])
+        self._prevention.done = state["prevented"]
+        self._unreviewed = state["unreviewed"]
         self._charts.clear()
         for name, chart in state["charts"].items():
             self._charts[name] = self._resumed(chart, state["ladder"])
         self._waiting = from_plain(dict[str, Ints], state["waiting"])
-        self._calls = dict(state["calls"])
         self.ledger.load_state_dict(state["ledger"])
         self.notes = list(state["notes"])
         self._trial.load_state_dict(state["trial"])
@@ -387,11 +337,21 @@ class Clinic:
         chart = Chart.resume(state)
         for saved in state["courses"]:
             rung, part = saved["rung"], saved["part"]
-            remedy = self._policy.part(rung, part, ladder[rung][part])
+            remedy = self._same_remedy(ladder[rung][part], rung, part)
             course = remedy.resume(saved["course"], self._surgery)
             treated = from_plain(Ints, saved["treated"])
             chart.courses.append(InCourse(course, rung, part, treated, saved["step"]))
         return chart
 
-
-_NUMBERS = ("seed", "window", "unreviewed", "prevented")
+    def _same_remedy(self, name: str, rung: int, part: int) -> Remedy:
+        """The remedy whose course is to go on; it stands where it stood in the policy."""
+        for remedy in self._policy.ladder[rung : rung + 1]:
+            for one in remedy.parts[part : part + 1]:
+                if one.name == name:
+                    return one
+        names = " → ".join(remedy.name for remedy in self._policy.ladder)
+        raise DeadwatchError(
+            f"the state holds a {name} in progress, on rung {rung + 1} of the ladder of its "
+            f"policy, and this policy ({names}) has none there; resume with the policy it was "
+            "saved with, or with policy=None, which leaves in the model what is in it"
+        )

@@ -8,13 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from deadwatch.errors import ConfigError, DeadwatchError
+from deadwatch.errors import ConfigError
 from deadwatch.records import Bools, SiteReport, State, WindowReport
 from deadwatch.treat.remedies.base import Remedy, require_number
 from deadwatch.treat.remedies.preventive import Preventive
 from deadwatch.treat.remedies.recycle import Recycle
 from deadwatch.treat.remedies.revive import Revive
-from deadwatch.treat.remedies.swap import Swap
 
 DORMANT = 0.025
 """ReDo's τ: a unit is dormant at this share of the layer's mean output or below."""
@@ -118,23 +117,6 @@ class Policy:
         """The remedies in order of escalation."""
         return (self.then,) if isinstance(self.then, Remedy) else tuple(self.then)
 
-    def part(self, rung: int, part: int, name: str) -> Remedy:
-        """The remedy of this name at this place of the ladder.
-
-        Raises:
-            DeadwatchError: None of this name stands there.
-        """
-        for remedy in self.ladder[rung : rung + 1]:
-            for one in remedy.parts[part : part + 1]:
-                if one.name == name:
-                    return one
-        names = " → ".join(remedy.name for remedy in self.ladder)
-        raise DeadwatchError(
-            f"the state holds a {name} in progress, on rung {rung + 1} of the ladder of its "
-            f"policy, and this policy ({names}) has none there; resume with the policy it was "
-            "saved with, or with policy=None, which leaves in the model what is in it"
-        )
-
     def due(self, site: SiteReport, window: WindowReport) -> Bools:
         """Which units of a site are called for treatment by a window's verdict (C,).
 
@@ -205,10 +187,8 @@ PRESETS: dict[str, Policy | None] = {
     "watch": None,
     # Only layers that are badly hit, and only when it lasts.
     "gentle": Policy(Recycle(), when=0.3, patience=2, cooldown=2, until=0.95),
-    # Wherever dead units do harm, by how deep each lies.
-    "revive": Policy(Revive(), until=0.95),
-    # What dies again is recycled, and what dies once more leaks from then on.
-    "ladder": Policy((Revive(), Recycle(), Swap("leaky_relu", quiet=True)), until=0.95),
+    # Wherever dead units do harm, by how deep each lies; what dies again is recycled.
+    "revive": Policy((Revive(), Recycle()), until=0.95),
 }
 """Policies by name; every remedy in them is quiet where its readers are known."""
 

@@ -30,7 +30,7 @@ class Revive(Remedy):
         ConfigError: A value is out of its range.
     """
 
-    shallow: float = 0.2
+    shallow: float = 0.5
     anneal: int = 100
 
     def __post_init__(self) -> None:
