@@ -402,12 +402,16 @@ def test_a_run_with_a_swap_is_bitwise_resumed_after_every_step(name: str) -> Non
     assert differs_when_interrupted(setup) == {}
 
 
-@pytest.mark.parametrize("earlier", [False, True])
-@pytest.mark.parametrize("swap", [Swap("prelu", quiet=False), Swap("elu", only="all")], ids=str)
+@pytest.mark.parametrize(
+    ("swap", "earlier"),
+    [
+        (Swap("prelu", quiet=False), False),
+        (Swap("prelu", quiet=False), True),
+        (Swap("elu", only="all"), False),
+    ],
+    ids=str,
+)
 def test_a_resumed_guard_takes_back_a_swap_from_before(swap: Swap, earlier: bool) -> None:
-    if earlier and swap.only == "all":
-        pytest.skip("there is nothing left to swap")
-
     def watching(one: Patient) -> Watch:
         return one.watch(swap, when=0.0, cooldown=0).attach()
 
