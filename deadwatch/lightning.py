@@ -273,7 +273,8 @@ class DeadWatch(_Callback):
 
     def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
         replaced = watch.replaced
-        self._treated = watch.treat(verdict)
+        # What the verdict itself tells has been told when its window ended.
+        self._treated = watch.treat(replace(verdict, notes=()))
         if watch.replaced > replaced:
             _follow(trainer, pl_module)
         self._write_texts(trainer, self._treated)

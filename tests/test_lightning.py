@@ -545,3 +545,21 @@ def test_a_loss_that_leaves_its_band_undoes_a_treatment(tmp_path: Path) -> None:
     assert torch.equal(module.net[0].bias.detach()[:6], before)
     (text, *_) = events(tmp_path).Tensors("deadwatch/treatments/text_summary")[1:]
     assert b"ThermalKick on net.1 was undone" in text.tensor_proto.string_val[0]
+
+
+def test_what_a_window_tells_is_told_once(tmp_path: Path) -> None:
+    class Spy(pl.Callback):
+        def __init__(self) -> None:
+            self.notes: list[tuple[str, ...]] = []
+
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            assert watch.report is not None
+            self.notes.append(watch.report.notes)
+
+    watch, spy = DeadWatch(policy="revive", include="net.1"), Spy()
+    fit([watch, spy], tmp_path)
+    told = [f"on {elements} elements so far" for elements in (64, 128, 192)]
+    assert [len(notes) for notes in spy.notes] == [1, 1, 1]
+    assert all(text in notes[0] for text, notes in zip(told, spy.notes, strict=True))
+    written = events(tmp_path).Tensors("deadwatch/treatments/text_summary")
+    assert len(written) == 3
