@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 
 from deadwatch import Rules, Watch
 from tests.nets import mlp
+from tests.ranks import run_ranks
 
 SCRIPT = """
 import os, pickle, sys, warnings
@@ -109,19 +107,7 @@ def batches() -> list[torch.Tensor]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    root = Path(__file__).parent.parent
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), "2", str(folder)],
-            cwd=root,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(SCRIPT, folder)
     return [pickle.loads((folder / f"rank{rank}.pkl").read_bytes()) for rank in range(2)]
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ from deadwatch import (
 )
 from deadwatch.errors import ResumeWarning, SiteDisabledWarning
 from tests.nets import SharedReLU, conv, mlp
+from tests.ranks import run_ranks
 from tests.resuming import EVENTS, Run, Setup, differences, differs_when_interrupted
 
 
@@ -420,15 +419,4 @@ os._exit(0)  # gloo's own threads now and then abort an orderly exit
 
 
 def test_two_processes_resume_from_the_state_that_one_of_them_saved(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), "2", str(tmp_path)],
-            cwd=Path(__file__).parent.parent,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    run_ranks(SCRIPT, tmp_path)

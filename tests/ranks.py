@@ -1,0 +1,23 @@
+"""Runs a script in two real processes, as the ranks of a gloo group."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def run_ranks(script: str, folder: Path) -> None:
+    """Run ``script RANK 2 FOLDER`` in two processes at once; both have to end well."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(rank), "2", str(folder)],
+            cwd=Path(__file__).parent.parent,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
