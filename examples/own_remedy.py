@@ -30,8 +30,9 @@ class Mirror(Remedy):
             raise CannotTreat("a norm would turn the new rows around again")
         case.require_trainable(*wire.names)
         edits, restarts, quiet = case.silence(None)  # zero what reads the units, if known
-        edits += tuple(case.edit(name, -case.rows(name)) for name in wire.names)
-        restarts += tuple(case.restart(name) for name in wire.names)
+        for name in wire.names:
+            edits += case.edits(name, -case.rows(name))
+            restarts += case.restarts(name)
         return Plan(self.name, case.units, edits, restarts, quiet=quiet)
 
 

@@ -147,11 +147,8 @@ class OptimizerState:
         _, group = home
         rank = {id(parameter): position for position, parameter in enumerate(order.values())}
         names = {id(parameter): name for name, parameter in order.items()}
-        params = group["params"]
-        ahead = [p for p in params if rank.get(id(p), -1) < rank[id(new)]]
-        params.insert(len(ahead), new)
-        if "param_names" in group:
-            group["param_names"].insert(len(ahead), names[id(new)])
+        ahead = [p for p in group["params"] if rank.get(id(p), -1) < rank[id(new)]]
+        _put(group, len(ahead), new, names[id(new)])
 
     def remove(self, parameter: Tensor) -> None:
         """Take a parameter and its state out again: the exact inverse of `insert`."""
@@ -205,9 +202,7 @@ class OptimizerState:
             self.remove(parameters[name])
         for name, (number, group, place) in sorted(moving.items(), key=lambda item: item[1]):
             into = self._optimizers[number].param_groups[group]
-            into["params"].insert(place, parameters[name])
-            if "param_names" in into:
-                into["param_names"].insert(place, name)
+            _put(into, place, parameters[name], name)
 
     # ── weight decay ────────────────────────────────────────────────────────────────────
 
@@ -246,6 +241,13 @@ def understood(optimizer: Optimizer) -> bool:
     # PyTorch wraps the step of every class that is built, so the functions inside are compared.
     step = inspect.unwrap(type(optimizer).step)
     return any(isinstance(optimizer, kind) and step is inspect.unwrap(kind.step) for kind in KNOWN)
+
+
+def _put(group: dict[str, Any], place: int, parameter: Tensor, name: str) -> None:
+    """Give a parameter its place in a group, and its name where names are kept."""
+    group["params"].insert(place, parameter)
+    if "param_names" in group:
+        group["param_names"].insert(place, name)
 
 
 def _covers(restart: Restart, parameter: Tensor) -> bool:

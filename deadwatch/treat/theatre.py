@@ -92,7 +92,7 @@ class Theatre:
         """The change of the mask where a swap was extended."""
         name, index = f"{path}.{MASK}", np.arange(len(before))
         after = self.surgery.rows(name, index)
-        return Change(name, 0, index, host_copy(before), host_copy(after), shared=False)
+        return Change(name, 0, index, host_copy(before), host_copy(after))
 
     def _swap_back(self, treatment: Treatment) -> None:
         path = treatment.swapped
