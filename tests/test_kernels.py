@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deadwatch.observe import kernels, stats
+from deadwatch.observe import host, kernels, stats, views
 from deadwatch.records import Gate
 
 RELU = Gate(0.0, math.inf)
@@ -49,7 +49,7 @@ def is_open(gate: Gate, z: Any) -> Any:
 def test_counts_are_exact_for_every_gate_and_shape(
     gate: Gate, shape: tuple[int, ...], dim: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "CHUNK", 7)  # many chunks, of uneven size
+    monkeypatch.setattr(views, "CHUNK", 7)  # many chunks, of uneven size
     z = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     got = accumulate([z], dim, gate)
     rows = z.movedim(dim, -1).reshape(-1, z.shape[dim]).double().numpy()
@@ -77,10 +77,18 @@ def test_large_mean_and_small_spread(dtype: torch.dtype) -> None:
 
 def test_counts_beyond_what_float32_can_hold() -> None:
     total = stats.new(2, torch.device("cpu"))
-    batch = {"count": torch.tensor([2**31, 2**31 + 1])}
+    batch: stats.Batch = {"count": 2**31 + 1, "open": torch.tensor([2**31, 2**31 + 1])}
     stats.update_(total, batch)
     stats.update_(total, batch)
-    assert total["count"].tolist() == [2**32, 2**32 + 2]
+    assert total["count"].tolist() == [2**32 + 2]
+    assert total["open"].tolist() == [2**32, 2**32 + 2]
+
+
+def test_a_count_of_rare_events_saturates_and_does_not_wrap() -> None:
+    total = stats.new(2, torch.device("cpu"))
+    for _ in range(3):
+        stats.update_(total, {"out_bad": torch.tensor([2**30, 1], dtype=torch.int32)})
+    assert total["out_bad"].tolist() == [2**31 - 2**30, 3]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -114,16 +122,16 @@ def test_outputs_skip_what_is_not_finite() -> None:
     total = stats.new(2, h.device)
     for part in kernels.outputs(h, 1):
         stats.update_(total, part)
-    assert total["out_count"].tolist() == [2, 2]
+    assert total["out_bad"].tolist() == [1, 1]
     assert total["out_sum"].tolist() == [4.0, 2.0]
     assert total["out_abs"].tolist() == [4.0, 6.0]
 
 
 def test_scratch_is_bounded_by_the_chunk_not_by_the_activation() -> None:
     z = torch.randn(64, 8, 64, 64)  # eight chunks
-    sizes = [part["count"][0] * 8 for part in kernels.moments(z, 1, RELU)]
-    assert len(sizes) == z.numel() // kernels.CHUNK
-    assert max(sizes) <= kernels.CHUNK
+    sizes = [int(part["count"]) * 8 for part in kernels.moments(z, 1, RELU)]
+    assert len(sizes) == z.numel() // views.CHUNK
+    assert max(sizes) <= views.CHUNK
 
 
 reals = st.floats(-100, 100, width=32)
@@ -167,3 +175,62 @@ def test_rescaling_a_layer_leaves_its_dead_set(rows: list[list[float]], scale: f
     z = as_batch(rows)
     before, after = accumulate([z], 1), accumulate([z * scale], 1)
     np.testing.assert_array_equal(before["opened"], after["opened"])
+
+
+def layouts() -> dict[str, tuple[Tensor, int]]:
+    x = torch.randn(4, 6, 8, 10, generator=torch.Generator().manual_seed(3))
+    wide = torch.randn(12, 12, generator=torch.Generator().manual_seed(4))
+    return {
+        "contiguous": (x, 1),
+        "units last": (x, -1),
+        "units first": (x, 0),
+        "channels_last": (x.to(memory_format=torch.channels_last), 1),
+        "transposed": (x.transpose(1, 3), 1),
+        "permuted": (x.permute(2, 0, 3, 1), 2),
+        "half of the channels": (x.chunk(2, 1)[1], 1),
+        "half of the features": (x.chunk(2, -1)[0], -1),
+        "every other row": (x[:, :, ::2], 1),
+        "every other unit": (x[:, ::2], 1),
+        "expanded": (x[:1].expand(5, -1, -1, -1), 1),
+        "one unit": (x[:, :1], 1),
+        "a diagonal": (wide.diagonal()[None], 1),
+        "flipped matrix": (wide.t(), 0),
+        "small planes": (x[..., :2, :2].contiguous(), 1),
+    }
+
+
+@pytest.mark.parametrize("chunk", [7, 1 << 18])
+@pytest.mark.parametrize("layout", layouts())
+def test_every_memory_layout_gives_the_same(
+    layout: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "CHUNK", chunk)
+    z, dim = layouts()[layout]
+    rows = z.movedim(dim, -1).reshape(-1, z.shape[dim]).double().numpy()
+    got = accumulate([z], dim)
+    batch, output = host.moments(z, dim, RELU), host.outputs(z, dim, signed=True)
+    assert batch is not None
+    assert output is not None
+    fast = stats.new(z.shape[dim], z.device)
+    stats.update_(fast, batch)
+    for found in (got, {name: value.numpy() for name, value in fast.items()}):
+        np.testing.assert_array_equal(found["count"], len(rows))
+        np.testing.assert_array_equal(found["open"], (rows > 0).sum(0))
+        np.testing.assert_array_equal(found["opened"], (rows > 0).any(0))
+        np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found["m2"], rows.var(0) * len(rows), rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(found["min"], rows.min(0))
+        np.testing.assert_array_equal(found["max"], rows.max(0))
+    np.testing.assert_allclose(output["out_sum"], rows.sum(0), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(output["out_abs"], np.abs(rows).sum(0), rtol=1e-5)
+
+
+def test_a_canonical_view_moves_no_data() -> None:
+    for z, dim in layouts().values():
+        x = views.canonical(z, dim)
+        if x is not None:
+            assert x.untyped_storage().data_ptr() == z.untyped_storage().data_ptr()
+            assert x.shape[1] == z.shape[dim]
+            np.testing.assert_array_equal(np.sort(x.numpy(), None), np.sort(z.numpy(), None))
+    copied = {name for name, (z, dim) in layouts().items() if views.canonical(z, dim) is None}
+    assert copied == {"every other row", "expanded", "one unit"}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deadwatch import Rules, State, Watch, WindowReport
-from deadwatch.observe import kernels, reduce, stats
+from deadwatch.observe import host, kernels, reduce, stats
 from deadwatch.observe.accumulate import SiteState, fetch
 from deadwatch.observe.gates import gate_of
 from deadwatch.observe.sites import Candidate
@@ -142,7 +142,7 @@ def long_run(count: int) -> SiteState:
     candidate = Candidate(module, "ReLU", gate, ("0",))
     state = SiteState.start("0", Site("0", "0", 1, "ReLU", gate), candidate, torch.zeros(1, 2), -1)
     state.samples = count
-    for name in ("count", "open", "finite", "out_count"):
+    for name in ("count", "open", "finite"):
         state.data[name].fill_(count)
     state.data["mean"].fill_(3)
     state.data["m2"].fill_(4.0 * count)
@@ -168,7 +168,7 @@ def test_two_long_runs_merge(count: int) -> None:
     one, two = long_run(count).data, long_run(5).data
     two["mean"].fill_(3 + 1e-3)
     stats.update_(one, two)
-    assert one["count"].tolist() == [count + 5] * 2
+    assert one["count"].tolist() == [count + 5]
     np.testing.assert_allclose(one["mean"], 3 + 5e-3 / (count + 5), rtol=1e-15)
     np.testing.assert_allclose(one["m2"], 4.0 * (count + 5), rtol=1e-12)
 
@@ -322,8 +322,32 @@ def test_neither_chunks_nor_the_order_of_units_matter(
         if part.numel():
             stats.update_(total, kernels.fused(part[:, units], 1, RELU, None, True))
             stats.update_(total, kernels.fused_outputs(part[:, units], 1))
-    whole = {name: value[units.numpy()] for name, value in in_one_pass(z, dim, RELU).items()}
+    whole = in_one_pass(z, dim, RELU)
+    whole = {name: v if len(v) == 1 else v[units.numpy()] for name, v in whole.items()}
     assert_same({name: value.numpy() for name, value in total.items()}, whole, RELU)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    case=activations(), gate=st.sampled_from(list(GATES.values())), shift=st.sampled_from([0, 3e3])
+)
+def test_the_host_finds_what_several_passes_find(
+    case: tuple[Tensor, int], gate: Gate, shift: float
+) -> None:
+    z, dim = case[0] + shift, case[1]
+    total = stats.new(z.shape[dim], z.device, wide=True)
+    batch, output = host.moments(z, dim, gate), host.outputs(z, dim, signed=True)
+    assert (batch is not None) == bool(z.isfinite().all()) == (output is not None)
+    if batch is None or output is None:
+        return
+    for part in (batch, output):
+        stats.update_(total, part)
+    found = {name: value.numpy() for name, value in total.items()}
+    several = in_passes(z, dim, gate)
+    assert_same(found, several, gate)
+    rows = z.movedim(dim, -1).reshape(-1, z.shape[dim]).double().numpy()
+    np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(found["m2"], rows.var(0) * len(rows), rtol=1e-5, atol=1e-3)
 
 
 def weights_of(parts: list[Tensor]) -> stats.Accumulator:

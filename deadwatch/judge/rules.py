@@ -109,7 +109,7 @@ def _report(snap: SiteSnapshot, rules: Rules) -> SiteReport:
         state = np.full(units, State.UNSEEN, np.int64)
         return SiteReport(snap.site, 0, state, snap.age, sparsity=np.nan, **missing)
     data = snap.data
-    count, finite, out_count = data["count"], data["finite"], data["out_count"]
+    count, finite, out_count = data["count"], data["finite"], data["count"] - data["out_bad"]
     open_fraction = _divide(data["open"], count)
     mean_abs = _divide(data["out_abs"], out_count)
     state = _states(snap, open_fraction, rules)

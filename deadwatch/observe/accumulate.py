@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deadwatch.observe import kernels, stats
+from deadwatch.observe import host, kernels, stats
 from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
@@ -42,6 +42,9 @@ class SiteState:
         last: The step in which it last ran uncompiled.
         hidden: Whether what is known comes only from forwards that were kept uncompiled.
         waiting: Whether it was read from a checkpoint and has not run since.
+        settled: Whether every gate is known to have been open in this window.
+        checks: How often liveness was looked for in this window.
+        signed: Whether outputs may be negative.
     """
 
     base: str
@@ -60,6 +63,9 @@ class SiteState:
     last: int = -1
     hidden: bool = False
     waiting: bool = False
+    settled: bool = False
+    checks: int = 0
+    signed: bool = True
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -71,7 +77,7 @@ class SiteState:
             )
         units = z.shape[dim]
         with torch.inference_mode(False):
-            data = stats.new(units, z.device)
+            data = stats.new(units, z.device, wide=z.dtype == torch.float64)
             seen = torch.zeros(1, dtype=torch.int64, device=z.device)
         age, flat = np.zeros(units, np.int64), np.zeros(units, np.bool_)
         shown = dim if dim == -1 else dim % z.ndim
@@ -96,7 +102,7 @@ class SiteState:
     def take_up(self, candidate: Candidate, z: Tensor) -> None:
         """Go on with the activation that it has been found to be."""
         self.waiting = False
-        self.follow(z.device)
+        self.follow(z)
         self.adopt(candidate)
 
     def fits(self, z: Tensor) -> bool:
@@ -106,11 +112,28 @@ class SiteState:
     def adopt(self, candidate: Candidate) -> None:
         """Judge by the gates of ``candidate`` from now on."""
         self.module, self.gate = candidate.module, candidate.gate
+        self.signed = host.is_signed(candidate.module)
         self.site = replace(self.site, activation=candidate.activation, gate=candidate.gate)
         self.low, self.flat = None, np.full(self.units, candidate.gate.flat)
         swapped = swapped_units(candidate.module)
         if swapped is not None:
             self.low, self.flat = swapped[0], swapped[1].cpu().numpy()
+
+    def is_idle(self, source: Tensor, step: int, every: int) -> bool:
+        """Whether nothing can be learned of an input, but that there was one."""
+        return (
+            self.settled
+            and type(source) is Tensor
+            and source.ndim == self.site.ndim
+            and source.shape[self.dim] == self.units
+            and self.sampled >= 0
+            and 0 < step - self.sampled < every
+        )
+
+    def pass_by(self, source: Tensor, step: int) -> None:
+        """Take in an input of which nothing can be learned."""
+        self.last = step
+        self.samples += source.numel() // self.units
 
     def observe(self, z: Tensor, step: int, every: int) -> None:
         """Take in one pre-activation.
@@ -129,21 +152,41 @@ class SiteState:
             )
         if not z.numel():
             return
-        self.follow(z.device)
         self.last = step
         self.samples += z.numel() // self.units
-        stats.update_(self.data, kernels.liveness(z, self.dim, self.gate, self.low))
         if self.sampled < 0 or step - self.sampled >= every:
             self.sampled = step
         if self.sampled == step:
-            for batch in kernels.moments(z, self.dim, self.gate, self.low):
-                stats.update_(self.data, batch)
+            self.follow(z)
+            self._take_moments(z)
+        elif not self.settled:
+            self.follow(z)
+            self._check_liveness(z)
+
+    def _take_moments(self, z: Tensor) -> None:
+        batch = host.moments(z, self.dim, self.gate, self.low) if z.is_cpu else None
+        if batch is not None:
+            stats.update_(self.data, batch)
+            return
+        self._check_liveness(z)
+        for part in kernels.moments(z, self.dim, self.gate, self.low):
+            stats.update_(self.data, part)
+
+    def _check_liveness(self, z: Tensor) -> None:
+        stats.update_(self.data, kernels.liveness(z, self.dim, self.gate, self.low))
+        self.checks += 1
+        # At checks 1, 2, 4, 8 …: nothing can be learned of gates that have all been open.
+        if z.is_cpu and self.checks & (self.checks - 1) == 0:
+            self.settled = host.is_settled(self.data)
 
     def observe_output(self, h: Tensor, step: int) -> None:
         """Take in the output that belongs to the pre-activation just seen."""
-        if h.numel() and self.sampled == step:
-            for batch in kernels.outputs(h, self.dim):
-                stats.update_(self.data, batch)
+        if not h.numel() or self.sampled != step:
+            return
+        h = h.reshape(1) if h.ndim == 0 else h
+        batch = host.outputs(h, self.dim, signed=self.signed) if h.is_cpu else None
+        for part in kernels.outputs(h, self.dim) if batch is None else (batch,):
+            stats.update_(self.data, part)
 
     def dim_of(self, tensor: Tensor) -> int:
         """The unit axis of an input or output, counted from the end."""
@@ -159,13 +202,16 @@ class SiteState:
         stats.reset_(self.data)
         self.seen.zero_()
         self.samples, self.sampled, self.age = 0, -1, age.copy()  # a report holds the other
+        self.settled, self.checks = False, 0
 
-    def follow(self, device: torch.device) -> None:
-        """Keep the accumulators on a device."""
-        if self.data["opened"].device != device:
-            self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
-            self.low = None if self.low is None else self.low.to(device)
-            self.seen = self.seen.to(device)
+    def follow(self, z: Tensor) -> None:
+        """Keep the accumulators on the device of a pre-activation, and as wide as it is."""
+        if self.data["opened"].device != z.device:
+            self.data = {name: tensor.to(z.device) for name, tensor in self.data.items()}
+            self.low = None if self.low is None else self.low.to(z.device)
+            self.seen = self.seen.to(z.device)
+        if z.dtype == torch.float64 and self.data["min"].dtype != torch.float64:
+            self.data |= {name: self.data[name].double() for name in ("min", "max")}
 
 
 _SAVED = (
@@ -196,6 +242,7 @@ def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
             offset[device] += size
             data[name] = raw.copy().view(_NUMPY[tensor.dtype])
         seen = int(data.pop("seen")[0])
+        data = {name: _per_unit(name, values, state.units) for name, values in data.items()}
         samples = state.samples + seen
         if state.hidden and not seen:
             samples, data = 0, stats.blank(state.units)
@@ -203,8 +250,15 @@ def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
     return tuple(snapshots)
 
 
+def _per_unit(name: str, values: npt.NDArray[Any], units: int) -> npt.NDArray[Any]:
+    """A statistic as snapshots have it: (C,), and wide enough for the sum over all processes."""
+    wide = values.astype(stats.host_dtype(stats.STATISTICS[name]), copy=False)
+    return wide if len(wide) == units else np.full(units, wide[0])
+
+
 _NUMPY = {
     torch.bool: np.bool_,
+    torch.int32: np.int32,
     torch.int64: np.int64,
     torch.float32: np.float32,
     torch.float64: np.float64,

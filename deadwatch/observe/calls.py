@@ -8,7 +8,6 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.errors import AmbiguousUnitDimWarning, ResumeWarning, SiteDisabledWarning
+from deadwatch.errors import SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame
 from deadwatch.observe.functions import FunctionalCall, Row
 from deadwatch.observe.hooks import is_real, is_running, no_dispatch_modes
@@ -25,34 +25,9 @@ from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Layout, is_stock
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import Lookout
-from deadwatch.observe.places import Place, call_name, source_of
+from deadwatch.observe.places import Place, call_name, source_of, warn_of_another, warn_of_guess
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
-from deadwatch.records import Site
-
-
-@dataclass
-class Clock:
-    """Steps and windows.
-
-    Attributes:
-        every: Moments are taken on every ``every``-th step of a window, beginning with the first.
-        tick: Steps so far; counted frames in a loop that never reports its steps.
-        reported: Whether the loop reports its steps.
-        window: Index of the window.
-        start: Its first step.
-    """
-
-    every: int
-    tick: int = 0
-    reported: bool = False
-    window: int = 0
-    start: int = 0
-
-    @property
-    def takes_moments(self) -> bool:
-        """Whether this step is one of every so many."""
-        return (self.tick - self.start) % self.every == 0
 
 
 class Calls:
@@ -74,6 +49,7 @@ class Calls:
         lookout: Keeps compiled code from running, while sites are looked for.
         traced: The parts whose wiring is known.
         given_up: Names of the places that are no longer observed.
+        frames: Counted frames of each module in this window, while functions are only looked for.
     """
 
     def __init__(
@@ -103,6 +79,7 @@ class Calls:
         self._selection = selection
         self._counting = counting
         self._before_frame = before_frame
+        self.frames: Counter[nn.Module] = Counter()
         self._places: dict[str, Place] = {}
         self._current = CurrentFrame()
         self._ears = Ears(me, self.graph)
@@ -125,6 +102,9 @@ class Calls:
         if frame is None:
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
             frame = self._begin_frame(module, sys._getframe(3))
+        elif not frame.follows:
+            frame.enter_unfollowed(module)
+            return
         frame.modules.append(module)
         if self.graph.traced:
             self.graph.weigh(frame.counted and self._counting.call())
@@ -140,7 +120,7 @@ class Calls:
     def leave(self, module: nn.Module, output: Any) -> None:
         """Its call ended, or raised."""
         frame = self._current.frame
-        if frame is None:
+        if frame is None or frame.is_within(module):
             return
         if frame.quiet is module:
             frame.quiet = None
@@ -167,11 +147,29 @@ class Calls:
             if module not in self.traced:
                 self._start_trace(frame, module)
         # Recomputation has to run the graphs of the forward, which listen.
-        calls_functions = self._layout.calls_functions or self._places  # hooks may call some too
-        listens = calls_functions or self._tracing is frame
-        if listens and (counted or self.graph.traced):
+        if (counted or self.graph.traced) and self._must_listen(frame, module):
             self._ears.listen(frame)
+        else:
+            frame.follows = self.graph.traced
         return frame
+
+    def _must_listen(self, frame: Frame, module: nn.Module) -> bool:
+        """Whether functions may be called that count, or that show the wiring.
+
+        Where none has been found so far, only frames 1, 2, 4, 8 … of each window are looked at.
+        """
+        if self._tracing is frame or self._functional:
+            return True
+        if not self._layout.calls_functions:
+            return False
+        if self.graph.traced or module not in self.traced:
+            return True
+        self.frames[module] += frame.counted
+        return self.frames[module] & (self.frames[module] - 1) == 0
+
+    @property
+    def _functional(self) -> bool:
+        return any(place.active for place in self._places.values())
 
     def end_frame(self) -> None:
         """Forget the frame, also one that an interrupt left open, and number calls from 1."""
@@ -214,7 +212,8 @@ class Calls:
         try:
             base = place.base_within(self._layout.path_of(frame.module))
             source = source_of(args, kwargs)
-            frame.site = self._observe(frame, place, base, module, source)
+            if not (self._tracing is None and self._pass_by(frame, place, base, source)):
+                frame.site = self._observe(frame, place, base, module, source)
         except Exception as error:  # never break training: the site is given up, loudly
             self._give_up(place, error)
 
@@ -293,6 +292,19 @@ class Calls:
             place.failed = base in self.given_up
         return place
 
+    def _pass_by(self, frame: Frame, place: Place, base: str, source: Tensor) -> bool:
+        """Count a call of which nothing is to be learned; returns whether it is one."""
+        if self.graph.traced:
+            return False
+        call = frame.calls[base] + 1
+        state = self.sites.get(call_name(base, call, self._layout.names))
+        if state is None or not state.is_idle(source, self.clock.tick, self.clock.every):
+            return False
+        with self._lock:
+            frame.calls[base] = call
+            state.pass_by(source, self.clock.tick)
+        return True
+
     def _observe(
         self, frame: Frame, place: Place, base: str, module: nn.Module, source: Tensor
     ) -> SiteState | None:
@@ -308,7 +320,7 @@ class Calls:
                 state = place.start(place.site(name, base, call), module, z, dim)
                 self._add_site(frame, place, state)
                 if guessed:
-                    _warn_of_guess(state.site, base, z)
+                    warn_of_guess(state.site, base, z)
             elif state.waiting:
                 place.take_up(state, module, z)
                 self.graph.know(place)
@@ -325,12 +337,7 @@ class Calls:
         state = self.sites.get(name)
         if state is None or not state.waiting or state.fits(z):
             return state
-        warnings.warn(
-            f"{name} had {state.units} units on axis {state.dim} in the checkpoint and now has a "
-            f"pre-activation of shape {tuple(z.shape)}: what was measured before is left out",
-            ResumeWarning,
-            stacklevel=2,
-        )
+        warn_of_another(state, z)
         return None
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
@@ -383,12 +390,3 @@ class Calls:
             SiteDisabledWarning,
             stacklevel=2,
         )
-
-
-def _warn_of_guess(site: Site, base: str, z: Tensor) -> None:
-    warnings.warn(
-        f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
-        f"{site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
-        AmbiguousUnitDimWarning,
-        stacklevel=2,
-    )

@@ -11,7 +11,8 @@ from torch import nn
 
 from deadwatch.errors import DeadwatchError, ResumeWarning
 from deadwatch.observe.accumulate import SiteState
-from deadwatch.observe.calls import Calls, Clock
+from deadwatch.observe.calls import Calls
+from deadwatch.observe.clock import Clock
 from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
 from deadwatch.observe.sites import Selection, readable

@@ -66,6 +66,8 @@ class Frame:
         inside: The activation module being called: what it calls is its own affair.
         site: The site being called, if it counts.
         quiet: The module during whose call nobody may listen.
+        follows: Whether it needs to know which of its modules is being called.
+        depth: How often its module is being called within itself, if it does not follow.
     """
 
     python: FrameType
@@ -76,11 +78,27 @@ class Frame:
     inside: Any = None
     site: Any = None
     quiet: nn.Module | None = None
+    follows: bool = True
+    depth: int = 0
 
     @property
     def module(self) -> nn.Module:
         """The module whose call this is."""
         return self.modules[0]
+
+    def enter_unfollowed(self, module: nn.Module) -> None:
+        """A module is called that nobody needs to know of, unless it is the frame's own again."""
+        if module is self.modules[0]:
+            self.depth += 1
+
+    def is_within(self, module: nn.Module) -> bool:
+        """Whether the call of a module that ended was one that nobody needed to know of."""
+        if self.follows:
+            return False
+        if module is not self.modules[0]:
+            return True
+        self.depth -= 1
+        return self.depth >= 0
 
     def leave(self, module: nn.Module) -> bool:
         """A module's call ended; returns whether the frame has ended with it."""

@@ -2,8 +2,9 @@
 
 Shapes: z is the pre-activation, any number of dimensions, C units along ``dim``; results are (C,).
 Reductions run over all other axes, whatever the strides, so channels_last costs no copy. Passes
-that need scratch work through z in chunks of about `CHUNK` elements, so that scratch stays in
-cache and no temporary of z's size is ever made. No function here waits for the device.
+that need scratch work through z in chunks (`views.chunks`), so that scratch stays in cache and no
+temporary of z's size is ever made. No function here waits for the device; for activations in the
+host's memory `host.py` has faster passes, which look at what they find.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from deadwatch.observe.stats import Accumulator, real_dtype
+from deadwatch.observe.stats import Batch, real_dtype
+from deadwatch.observe.views import Reduction, canonical, chunks, per_unit, reduced, wide
 from deadwatch.records import Gate
 
-CHUNK = 1 << 18
 
-
-def liveness(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Accumulator:
+def liveness(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Batch:
     """Whether each unit's gate was open on any element: one reduction, exact.
 
     Args:
@@ -32,64 +32,57 @@ def liveness(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Accu
     Returns:
         ``opened`` and, where a NaN can hide an open gate, ``suspect``.
     """
-    z, dim = _canonical(z, dim)
-    others = _others(z, dim)
     if not gate.inside:
-        top, bottom = _wide(z.amax(others)), _wide(z.amin(others))
+        top, bottom = _extreme(torch.amax, z, dim), _extreme(torch.amin, z, dim)
         return {"opened": (top > gate.high) | (bottom < gate.low), "suspect": top.isnan()}
     if gate.always_open:
         return {"opened": torch.ones(z.shape[dim], dtype=torch.bool, device=z.device)}
     if gate.high == math.inf:
-        top = _wide(z.amax(others))
+        top = _extreme(torch.amax, z, dim)
         return {"opened": top > (gate.low if low is None else low), "suspect": top.isnan()}
     if gate.low == -math.inf:
-        bottom = _wide(z.amin(others))
+        bottom = _extreme(torch.amin, z, dim)
         return {"opened": bottom < gate.high, "suspect": bottom.isnan()}
     return _opened_between(z, dim, gate)
 
 
-def moments(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Iterator[Accumulator]:
+def moments(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Iterator[Batch]:
     """Counts, moments and extremes of z, chunk by chunk; arguments as for `liveness`.
 
     The variance is taken about the chunk's own mean with the rounding error of that mean
     corrected (Chan, Golub & LeVeque 1983), so a mean far above the standard deviation is safe.
     """
-    z, dim = _canonical(z, dim)
-    if low is not None:
-        low = low.view(_broadcast(z, dim))
     scratch: tuple[Tensor, Tensor] | None = None
-    for chunk in _chunks(z, dim):
+    for chunk in chunks(z, dim):
         if scratch is None or scratch[0].shape != chunk.shape:
             scratch = torch.empty_like(chunk), torch.empty_like(chunk)
-        yield _moments_of(chunk, dim, gate, low, *scratch)
+        yield _moments_of(chunk, gate, low, *scratch)
 
 
-def outputs(h: Tensor, dim: int) -> Iterator[Accumulator]:
+def outputs(h: Tensor, dim: int) -> Iterator[Batch]:
     """Sums of f(z) and |f(z)| over the finite elements of an output, chunk by chunk."""
-    h, dim = _canonical(h, dim)
     real = real_dtype(h.device)
     scratch: Tensor | None = None
-    for chunk in _chunks(h, dim):
-        others = _others(chunk, dim)
+    for chunk in chunks(h, dim):
         if scratch is None or scratch.shape != chunk.shape:
             scratch = torch.empty_like(chunk)
-        finite = _finite(chunk, scratch).sum(others).to(torch.int64)
+        finite = reduced(torch.sum, _finite(chunk, scratch)).to(torch.int32)
         torch.nan_to_num(chunk, 0.0, 0.0, 0.0, out=scratch)
         yield {
-            "out_count": finite,
-            "out_sum": scratch.sum(others).to(real),
-            "out_abs": scratch.abs_().sum(others).to(real),
+            "out_bad": chunk.numel() // len(finite) - finite,
+            "out_sum": reduced(torch.sum, scratch).to(real),
+            "out_abs": reduced(torch.sum, scratch.abs_()).to(real),
         }
 
 
-def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> Accumulator:
+def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> Batch:
     """Liveness, and with ``every`` the moments, for a compiler that fuses them into one pass."""
-    z, dim = _canonical(z, dim)
-    x, others = _wide(z), _others(z, dim)
+    z, dim = _two_axes(z, dim)
+    x, others = wide(z), _others(z, dim)
     is_open = _is_open(x, gate, None if low is None else low.view(_broadcast(z, dim)))
-    batch = {"opened": is_open.any(others), "suspect": x.isnan().any(others)}
+    batch: Batch = {"opened": is_open.any(others), "suspect": x.isnan().any(others)}
     if gate.always_open:
-        batch = {"opened": torch.ones_like(batch["opened"])}
+        batch = {"opened": torch.ones(z.shape[dim], dtype=torch.bool, device=z.device)}
     if not every:
         return batch
     finite, real = x.isfinite(), real_dtype(x.device)
@@ -99,8 +92,8 @@ def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> A
     apart = torch.where(finite, x - mean.view(_broadcast(z, dim)), 0)
     drift = apart.sum(others) / divisor
     m2 = apart.square().sum(others) - drift.square() * divisor
-    return batch | {
-        "count": torch.full_like(count, z.numel() // z.shape[dim]),
+    taken: Batch = {
+        "count": z.numel() // z.shape[dim],
         "open": is_open.sum(others),
         "finite": count,
         "mean": mean.to(real) + drift,
@@ -108,19 +101,37 @@ def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> A
         "min": torch.where(finite, x, math.inf).amin(others),
         "max": torch.where(finite, x, -math.inf).amax(others),
     }
+    return batch | taken
 
 
-def fused_outputs(h: Tensor, dim: int) -> Accumulator:
+def fused_outputs(h: Tensor, dim: int) -> Batch:
     """Sums of f(z) and |f(z)|, as `outputs` takes them, for a compiler."""
-    h, dim = _canonical(h, dim)
-    x, others, real = _wide(h), _others(h, dim), real_dtype(h.device)
+    h, dim = _two_axes(h, dim)
+    x, others, real = wide(h), _others(h, dim), real_dtype(h.device)
     finite = x.isfinite()
     clean = torch.where(finite, x, 0)
     return {
-        "out_count": finite.sum(others),
+        "out_bad": (~finite).sum(others).to(torch.int32),
         "out_sum": clean.sum(others).to(real),
         "out_abs": clean.abs().sum(others).to(real),
     }
+
+
+def open_count(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """1 where the gate is open, 0 elsewhere and for NaN; written into the scratch ``a``."""
+    if gate.always_open:
+        return torch.eq(x, x, out=a)
+    if not gate.inside:
+        return torch.gt(x, gate.high, out=a).add_(torch.lt(x, gate.low, out=b))
+    if gate.low == -math.inf:
+        return torch.lt(x, gate.high, out=a)
+    if low is None:
+        torch.gt(x, gate.low, out=a)
+    else:
+        torch.gt(x, per_unit(low, x), out=a)
+    if gate.high == math.inf:
+        return a
+    return a.mul_(torch.lt(x, gate.high, out=b))
 
 
 def _is_open(x: Tensor, gate: Gate, low: Tensor | None) -> Tensor:
@@ -135,24 +146,20 @@ def _is_open(x: Tensor, gate: Gate, low: Tensor | None) -> Tensor:
     return above if gate.high == math.inf else above & (x < gate.high)
 
 
-def _moments_of(
-    x: Tensor, dim: int, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor
-) -> Accumulator:
-    others, wide = _others(x, dim), _broadcast(x, dim)
-    finite = _finite(x, b).sum(others)
+def _moments_of(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) -> Batch:
+    finite = reduced(torch.sum, _finite(x, b))
     divisor = finite.clamp(min=1)
     torch.nan_to_num(x, 0.0, 0.0, 0.0, out=a)
-    mean = a.sum(others) / divisor
-    a.sub_(mean.view(wide)).mul_(b)
-    drift = a.sum(others)
+    mean = reduced(torch.sum, a) / divisor
+    a.sub_(per_unit(mean, x)).mul_(b)
+    drift = reduced(torch.sum, a)
     real = real_dtype(x.device)
-    m2 = torch.mul(a, a, out=a).sum(others).to(real) - drift.to(real).square() / divisor
-    least = torch.nan_to_num(x, math.inf, math.inf, math.inf, out=a).amin(others)
-    most = torch.nan_to_num(x, -math.inf, -math.inf, -math.inf, out=a).amax(others)
-    count = x.numel() // x.shape[dim]
+    m2 = reduced(torch.sum, torch.mul(a, a, out=a)).to(real) - drift.to(real).square() / divisor
+    least = reduced(torch.amin, torch.nan_to_num(x, math.inf, math.inf, math.inf, out=a))
+    most = reduced(torch.amax, torch.nan_to_num(x, -math.inf, -math.inf, -math.inf, out=a))
     return {
-        "count": torch.full_like(finite, count, dtype=torch.int64),
-        "open": _open_count(x, gate, low, a, b).sum(others).to(torch.int64),
+        "count": x.numel() // len(finite),
+        "open": reduced(torch.sum, open_count(x, gate, low, a, b)).to(torch.int64),
         "finite": finite.to(torch.int64),
         "mean": mean.to(real) + drift / divisor,
         "m2": m2.clamp_(min=0),
@@ -167,53 +174,30 @@ def _finite(x: Tensor, out: Tensor) -> Tensor:
     return torch.eq(out, 0, out=out)
 
 
-def _open_count(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
-    """1 where the gate is open, 0 elsewhere and for NaN; written into the scratch ``a``."""
-    if gate.always_open:
-        return torch.eq(x, x, out=a)
-    if not gate.inside:
-        return torch.gt(x, gate.high, out=a).add_(torch.lt(x, gate.low, out=b))
-    if gate.low == -math.inf:
-        return torch.lt(x, gate.high, out=a)
-    torch.gt(x, gate.low if low is None else low, out=a)
-    if gate.high == math.inf:
-        return a
-    return a.mul_(torch.lt(x, gate.high, out=b))
+def _extreme(reduction: Reduction, z: Tensor, dim: int) -> Tensor:
+    z, dim = _two_axes(z, dim)
+    x = canonical(z, dim)
+    return wide(reduction(z, _others(z, dim)) if x is None else reduced(reduction, x))
 
 
-def _opened_between(z: Tensor, dim: int, gate: Gate) -> Accumulator:
-    opened = torch.zeros(z.shape[dim], dtype=torch.bool, device=z.device)
-    suspect = torch.zeros_like(opened)
-    for chunk in _chunks(z, dim):
-        others = _others(chunk, dim)
-        opened |= _is_open(chunk, gate, None).amax(others)
-        suspect |= chunk.isnan().amax(others)
-    return {"opened": opened, "suspect": suspect}
+def _opened_between(z: Tensor, dim: int, gate: Gate) -> Batch:
+    opened = torch.zeros(z.shape[dim], device=z.device)
+    top = torch.full_like(opened, -math.inf)
+    for chunk in chunks(z, dim):
+        scratch = torch.empty_like(chunk), torch.empty_like(chunk)
+        opened += reduced(torch.amax, open_count(chunk, gate, None, *scratch))
+        top = torch.maximum(top, reduced(torch.amax, chunk))
+    return {"opened": opened > 0, "suspect": top.isnan()}
 
 
-def _chunks(z: Tensor, dim: int) -> Iterator[Tensor]:
-    """Slices of z of about `CHUNK` elements, in float32 or wider."""
-    along = max(_others(z, dim), key=lambda d: z.shape[d])
-    rows = max(1, CHUNK * z.shape[along] // max(1, z.numel()))
-    for part in torch.split(z, rows, along):
-        yield _wide(part)
-
-
-def _canonical(z: Tensor, dim: int) -> tuple[Tensor, int]:
-    """At least two axes, and a non-negative unit axis."""
-    if z.ndim < 2:
-        return z.reshape(1, -1), 1
-    return z, dim % z.ndim
-
-
-def _wide(x: Tensor) -> Tensor:
-    """Float32, or x itself if it is float32 or float64: half precision cannot count."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+def _two_axes(z: Tensor, dim: int) -> tuple[Tensor, int]:
+    """At least two axes: a reduction over none is one over all."""
+    return (z.reshape(1, -1), 1) if z.ndim < 2 else (z, dim)
 
 
 def _others(z: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(d for d in range(z.ndim) if d != dim)
+    return tuple(d for d in range(z.ndim) if d != dim % z.ndim)
 
 
 def _broadcast(z: Tensor, dim: int) -> tuple[int, ...]:
-    return tuple(-1 if d == dim else 1 for d in range(z.ndim))
+    return tuple(-1 if d == dim % z.ndim else 1 for d in range(z.ndim))

@@ -11,7 +11,6 @@ import torch
 from torch import fx, nn
 from torch.overrides import (
     TorchFunctionMode,
-    _get_current_function_mode_stack,
     _pop_mode,
     _push_mode,
 )
@@ -102,6 +101,7 @@ class Ears(threading.local):
     def __init__(self, hearer: Hearer, graph: InGraph) -> None:
         self._listener = _Listener(hearer, graph)
         self._stays = False
+        self._entered = False
 
     def listen(self, frame: Frame) -> None:
         """Tell of what is called from here on, in ``frame``."""
@@ -111,7 +111,8 @@ class Ears(threading.local):
     def stop(self) -> None:
         """Tell of nothing until `listen`."""
         self._listener.frame = None
-        if not self._stays and self._listener in _get_current_function_mode_stack():
+        if self._entered and not self._stays:
+            self._entered = False
             above = []
             while (mode := _pop_mode()) is not self._listener:
                 above.append(mode)  # of another watch, or entered in the forward and still on
@@ -127,5 +128,6 @@ class Ears(threading.local):
             self.stop()
 
     def _enter(self) -> None:
-        if self._listener not in _get_current_function_mode_stack():
+        if not self._entered:
+            self._entered = True
             self._listener.__enter__()  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """The per-unit statistics: one line each, with its merge rule.
 
-A *batch* and an *accumulator* are the same thing: a dict of tensors, one entry per unit (C,).
-Counts are integers, so that they stay exact; moments merge by the pairwise formula of
-Chan, Golub & LeVeque (1983), in float64 where the device has it.
+An *accumulator* is a dict of tensors, one entry per unit (C,), at most 64 bytes a unit in all; a
+*batch* is what one activation adds to it. Counts are integers, so that they stay exact; moments
+merge by the pairwise formula of Chan, Golub & LeVeque (1983), in float64 where the device has it.
 
 Legend: C units of a site; z pre-activation; f(z) output.
 """
@@ -19,16 +19,26 @@ import torch
 from torch import Tensor
 
 Accumulator = dict[str, Tensor]
+Batch = dict[str, Tensor | int]
 Merge = Literal["sum", "max", "min", "mean", "m2"]
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """How one per-unit statistic starts and merges, and on which forwards it is taken."""
+    """How one per-unit statistic is kept, starts and merges.
+
+    Attributes:
+        merge: How two of them become one.
+        kind: A *flag* takes a byte; a *count* 8; *few*, which counts rare events up to 2³¹ − 1,
+            takes 4; an *extreme* 4, or 8 where activations do; a *real* 8, or 4 without float64.
+        start: What it is of nothing.
+        shared: Whether it is one number for all units.
+    """
 
     merge: Merge
-    kind: Literal["flag", "count", "real"]
+    kind: Literal["flag", "count", "few", "extreme", "real"]
     start: float = 0
+    shared: bool = False
 
 
 STATISTICS: dict[str, Statistic] = {
@@ -36,26 +46,26 @@ STATISTICS: dict[str, Statistic] = {
     "opened": Statistic("max", "flag"),  # the gate was open at least once
     "suspect": Statistic("max", "flag"),  # a NaN hid what the gate did
     # Moments, on sampled forwards.
-    "count": Statistic("sum", "count"),  # elements looked at
+    "count": Statistic("sum", "count", shared=True),  # elements looked at
     "open": Statistic("sum", "count"),  # elements with an open gate
     "finite": Statistic("sum", "count"),  # elements neither NaN nor infinite
     "mean": Statistic("mean", "real"),  # mean of z over the finite elements
     "m2": Statistic("m2", "real"),  # sum of squared deviations of z from its mean
-    "min": Statistic("min", "real", math.inf),
-    "max": Statistic("max", "real", -math.inf),
-    "out_count": Statistic("sum", "count"),  # finite elements of f(z)
+    "min": Statistic("min", "extreme", math.inf),
+    "max": Statistic("max", "extreme", -math.inf),
+    "out_bad": Statistic("sum", "few"),  # elements of f(z) that are NaN or infinite
     "out_sum": Statistic("sum", "real"),  # sum of f(z)
     "out_abs": Statistic("sum", "real"),  # sum of |f(z)|
 }
 
 
-def dtype_of(statistic: Statistic, device: torch.device) -> torch.dtype:
-    """The dtype a statistic is kept in on a device."""
-    if statistic.kind == "flag":
-        return torch.bool
-    if statistic.kind == "count":
-        return torch.int64
-    return real_dtype(device)
+def dtype_of(statistic: Statistic, device: torch.device, wide: bool) -> torch.dtype:
+    """The dtype a statistic is kept in on a device; ``wide`` if activations have 8 bytes."""
+    if statistic.kind == "real":
+        return real_dtype(device)
+    if statistic.kind == "extreme":
+        return torch.float64 if wide else torch.float32
+    return {"flag": torch.bool, "count": torch.int64, "few": torch.int32}[statistic.kind]
 
 
 def real_dtype(device: torch.device) -> torch.dtype:
@@ -63,21 +73,32 @@ def real_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def new(units: int, device: torch.device) -> Accumulator:
-    """An empty accumulator for ``units`` units."""
+def new(units: int, device: torch.device, *, wide: bool = False) -> Accumulator:
+    """An empty accumulator for ``units`` units; ``wide`` if activations have 8 bytes."""
     return {
-        name: torch.full((units,), stat.start, dtype=dtype_of(stat, device), device=device)
+        name: torch.full(
+            (1 if stat.shared else units,),
+            stat.start,
+            dtype=dtype_of(stat, device, wide),
+            device=device,
+        )
         for name, stat in STATISTICS.items()
     }
 
 
 def blank(units: int) -> dict[str, npt.NDArray[Any]]:
-    """The statistics of units of which nothing is known, on the host."""
-    kinds = {"flag": np.bool_, "count": np.int64, "real": np.float64}
+    """The statistics of units of which nothing is known, on the host, as a snapshot has them."""
     return {
-        name: np.full(units, stat.start).astype(kinds[stat.kind])
+        name: np.full(units, stat.start).astype(host_dtype(stat))
         for name, stat in STATISTICS.items()
     }
+
+
+def host_dtype(statistic: Statistic) -> type[Any]:
+    """The dtype a statistic has in a snapshot, where there is room."""
+    if statistic.kind == "flag":
+        return np.bool_
+    return np.int64 if statistic.kind in ("count", "few") else np.float64
 
 
 def reset_(accumulator: Accumulator) -> None:
@@ -86,33 +107,38 @@ def reset_(accumulator: Accumulator) -> None:
         tensor.fill_(STATISTICS[name].start)
 
 
-def update_(into: Accumulator, batch: Accumulator) -> None:
+def update_(into: Accumulator, batch: Batch) -> None:
     """Merge ``batch`` (any subset of the statistics, moments together) into ``into``, in place."""
     if "mean" in batch:
         _merge_moments_(into, batch)
     for name, value in batch.items():
-        rule = STATISTICS[name].merge
-        if rule == "sum":
+        stat = STATISTICS[name]
+        if stat.kind == "flag":
+            into[name].bitwise_or_(value)
+        elif stat.kind == "few":
+            into[name].copy_(torch.maximum(into[name], into[name] + value))  # or it would wrap
+        elif stat.merge == "sum":
             into[name].add_(value)
-        elif rule == "max":
-            into[name].copy_(torch.maximum(into[name], value.to(into[name].dtype)))
-        elif rule == "min":
-            into[name].copy_(torch.minimum(into[name], value.to(into[name].dtype)))
+        elif stat.merge == "max":
+            into[name].clamp_(min=value)
+        elif stat.merge == "min":
+            into[name].clamp_(max=value)
 
 
-def weighted(batch: Accumulator, weight: Tensor) -> Accumulator:
+def weighted(batch: Batch, weight: Tensor) -> Batch:
     """A batch that counts if ``weight`` is 1, and is empty if it is 0 (1,)."""
     counts = weight > 0
     return {
         name: torch.where(counts, value, STATISTICS[name].start).to(value.dtype)
+        if isinstance(value, Tensor)
+        else weight * value
         for name, value in batch.items()
     }
 
 
-def _merge_moments_(into: Accumulator, batch: Accumulator) -> None:
-    real = into["mean"].dtype
-    mine, theirs = into["finite"].to(real), batch["finite"].to(real)
+def _merge_moments_(into: Accumulator, batch: Batch) -> None:
+    mine, theirs = into["finite"].to(into["mean"].dtype), batch["finite"]
     share = theirs / (mine + theirs).clamp_(min=1)
-    delta = batch["mean"].to(real) - into["mean"]
-    into["m2"].add_(batch["m2"].to(real) + delta.square() * mine * share)
-    into["mean"].add_(delta * share)
+    delta = batch["mean"] - into["mean"]
+    into["m2"].add_(batch["m2"]).addcmul_(delta.square(), mine * share)
+    into["mean"].addcmul_(delta, share)

@@ -22,7 +22,8 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import NoSiteWarning
 from deadwatch.observe import checkpoint
 from deadwatch.observe.accumulate import fetch
-from deadwatch.observe.calls import Calls, Clock
+from deadwatch.observe.calls import Calls
+from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.hooks import Hook, remove
 from deadwatch.observe.layout import Group, Layout
@@ -245,6 +246,7 @@ class Taps:
         self.warn_if_bare(ran=True)
         clock = self._clock
         clock.window, clock.start = clock.window + 1, clock.tick
+        self._calls.frames.clear()
         if clock.window & (clock.window - 1) == 0:
             # At windows 1, 2, 4, 8 …: the forward may take other ways by now.
             self._calls.traced.clear()
