@@ -53,6 +53,7 @@ class DeadWatch(_Callback):
         exclude: As for `Watch`.
         unit_dim: As for `Watch`.
         stats_every_n_steps: As for `Watch`.
+        overhead: As for `Watch`.
         count_no_grad: As for `Watch`.
         window: ``"epoch"``, or a number of training batches after which to judge.
 
@@ -73,13 +74,21 @@ class DeadWatch(_Callback):
         include: Sequence[str] | str | None = None,
         exclude: Sequence[str] | str | None = None,
         unit_dim: Mapping[str, int] | None = None,
-        stats_every_n_steps: int = 10,
+        stats_every_n_steps: int | Literal["auto"] = 10,
+        overhead: float | None = None,
         count_no_grad: bool = False,
         window: Literal["epoch"] | int = "epoch",
     ) -> None:
         super().__init__()
         self._settings = Settings(
-            policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
+            policy,
+            rules,
+            include,
+            exclude,
+            unit_dim,
+            stats_every_n_steps,
+            overhead,
+            count_no_grad,
         )
         if window != "epoch" and (type(window) is not int or window < 1):
             raise ConfigError(

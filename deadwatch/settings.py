@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -13,6 +14,9 @@ from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.judge.rules import Rules
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.treat.policy import Policy, resolve
+
+_OVERHEAD = 0.02
+"""The bound, if statistics are taken as often as possible and none is given."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,13 @@ class Settings:
     include: Sequence[str] | str | None = None
     exclude: Sequence[str] | str | None = None
     unit_dim: Mapping[str, int] | None = None
-    stats_every_n_steps: int = 10
+    stats_every_n_steps: int | Literal["auto"] = 10
+    overhead: float | None = None
     count_no_grad: bool = False
 
     def __post_init__(self) -> None:
         resolve(self.policy)
-        if not _whole(self.stats_every_n_steps) or self.stats_every_n_steps < 1:
-            raise ConfigError(
-                f"stats_every_n_steps is {self.stats_every_n_steps!r}; expected an integer of 1 "
-                "(every step) or more"
-            )
+        _check_interval(self.stats_every_n_steps, self.overhead)
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
         if not isinstance(self.count_no_grad, bool):
@@ -58,9 +59,38 @@ class Settings:
         """Whether the policy does more than watch."""
         return resolve(self.policy) is not None
 
+    @property
+    def interval(self) -> int | None:
+        """How often statistics are taken; None to find that out."""
+        return None if self.stats_every_n_steps == "auto" else self.stats_every_n_steps
+
+    @property
+    def bound(self) -> float:
+        """What watching may add, as a share of a training step."""
+        return _OVERHEAD if self.overhead is None else self.overhead
+
     def selection(self) -> Selection:
         """Which activations to watch."""
         return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
+
+
+def _check_interval(every: object, overhead: object) -> None:
+    if every != "auto" and (not _whole(every) or every < 1):  # type: ignore[operator]
+        raise ConfigError(
+            f"stats_every_n_steps is {every!r}; expected an integer of 1 (every step) or more, or "
+            "'auto' to keep to an overhead"
+        )
+    if overhead is None:
+        return
+    if every != "auto":
+        raise ConfigError(
+            f"overhead is {overhead!r} and stats_every_n_steps is {every!r}; a bound is kept by "
+            "choosing how often statistics are taken: pass stats_every_n_steps='auto' with it"
+        )
+    if isinstance(overhead, bool) or not isinstance(overhead, float) or not 0 < overhead < 1:
+        raise ConfigError(
+            f"overhead is {overhead!r}; expected a share of a training step, such as 0.02"
+        )
 
 
 def _whole(value: object) -> bool:

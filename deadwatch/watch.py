@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,7 +22,7 @@ from deadwatch.errors import (
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, every_rank, mine, on_any_rank, reduce
+from deadwatch.observe.reduce import common_seed, every_rank, largest, mine, on_any_rank, reduce
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
@@ -56,7 +56,11 @@ class Watch:
         exclude: Patterns of activations to leave out.
         unit_dim: Unit axis by pattern, where it should not be found from the data.
         stats_every_n_steps: Pre-activation statistics are taken on every n-th step of a window,
-            beginning with its first. Death is judged on every step regardless.
+            beginning with its first. Death is judged on every step regardless. With ``"auto"``
+            the first window takes them on steps 0, 1, 2, 4, 8 … and measures what they cost; from
+            the next on they are taken as often as ``overhead`` allows.
+        overhead: What watching may add to a training step, as a share of it, if statistics are
+            taken by ``"auto"``; None for 0.02. One note of the window tells what was found.
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
         total_steps: Training steps of the whole run, for a policy that ends at a share of it.
@@ -88,7 +92,8 @@ class Watch:
         include: Sequence[str] | str | None = None,
         exclude: Sequence[str] | str | None = None,
         unit_dim: Mapping[str, int] | None = None,
-        stats_every_n_steps: int = 10,
+        stats_every_n_steps: int | Literal["auto"] = 10,
+        overhead: float | None = None,
         count_no_grad: bool = False,
         total_steps: int | None = None,
     ) -> None:
@@ -97,9 +102,9 @@ class Watch:
                 f"model is {type(model).__name__!r}; expected a torch.nn.Module to watch"
             )
         model = uncompiled(model)
-        settings = Settings(
-            policy, rules, include, exclude, unit_dim, stats_every_n_steps, count_no_grad
-        )
+        selecting = include, exclude, unit_dim
+        settings = Settings(policy, rules, *selecting, stats_every_n_steps, overhead, count_no_grad)
+        self._overhead = settings.bound
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
         self._total_steps = total_steps
@@ -107,7 +112,7 @@ class Watch:
         check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
-        self._taps = Taps(model, settings.selection(), stats_every_n_steps, counting)
+        self._taps = Taps(model, settings.selection(), settings.interval, counting)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
@@ -246,8 +251,10 @@ class Watch:
         """
         self._closed = True
         snapshot = reduce(self._taps.read())
+        pace = self._taps.find_interval(self._overhead, largest)
         self._taps.restart({site.site.name: site.age for site in snapshot.sites})
         verdict = judge(snapshot, self._rules)
+        verdict = replace(verdict, notes=(*verdict.notes, *pace))
         warn_unseen(verdict, attached=self.attached)
         if self._clinic is None:
             return verdict

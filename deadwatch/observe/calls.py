@@ -8,6 +8,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Layout, is_stock
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import Lookout
+from deadwatch.observe.meter import Meter
 from deadwatch.observe.places import Place, call_name, source_of, warn_of_another, warn_of_guess
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
@@ -48,6 +50,7 @@ class Calls:
         tracer: Follows the wiring.
         lookout: Keeps compiled code from running, while sites are looked for.
         traced: The parts whose wiring is known.
+        meter: Measures what watching costs, while that decides how often moments are taken.
         given_up: Names of the places that are no longer observed.
         frames: Counted frames of each module in this window, while functions are only looked for.
     """
@@ -74,6 +77,7 @@ class Calls:
         self.traced: set[nn.Module] = set()
         self.given_up: set[str] = set()
         self.clock = clock
+        self.meter: Meter | None = None
         self._model = model
         self._layout = layout
         self._selection = selection
@@ -95,6 +99,12 @@ class Calls:
         # A container of torch is compiled with its hooks: no frame begins outside of its graph.
         stays = self.counts and self.graph.traced and is_stock(self._model)
         self._ears.stay(stays and self._layout.calls_functions)
+
+    def next_step(self) -> None:
+        """A step ended."""
+        self.clock.tick += 1
+        if self.meter is not None:
+            self.meter.begin_step(self.clock.tick - self.clock.start)
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         """A module that is no activation is called."""
@@ -131,7 +141,7 @@ class Calls:
                 self._finish_trace(module, output)
             self.end_frame()
             if frame.counted and not self.clock.reported:
-                self.clock.tick += 1
+                self.next_step()
         elif self.graph.traced:
             self.graph.weigh(frame.counted and self._counting.call())
 
@@ -156,9 +166,9 @@ class Calls:
     def _must_listen(self, frame: Frame, module: nn.Module) -> bool:
         """Whether functions may be called that count, or that show the wiring.
 
-        Where none has been found so far, only frames 1, 2, 4, 8 … of each window are looked at.
+        Where none is known, only frames 1, 2, 4, 8 … of each window are looked at.
         """
-        if self._tracing is frame or self._functional:
+        if self._tracing is frame or any(place.active for place in self._places.values()):
             return True
         if not self._layout.calls_functions:
             return False
@@ -166,10 +176,6 @@ class Calls:
             return True
         self.frames[module] += frame.counted
         return self.frames[module] & (self.frames[module] - 1) == 0
-
-    @property
-    def _functional(self) -> bool:
-        return any(place.active for place in self._places.values())
 
     def end_frame(self) -> None:
         """Forget the frame, also one that an interrupt left open, and number calls from 1."""
@@ -212,7 +218,8 @@ class Calls:
         try:
             base = place.base_within(self._layout.path_of(frame.module))
             source = source_of(args, kwargs)
-            if not (self._tracing is None and self._pass_by(frame, place, base, source)):
+            busy = self._tracing is not None or self.graph.traced
+            if busy or not self._pass_by(frame, place, base, source):
                 frame.site = self._observe(frame, place, base, module, source)
         except Exception as error:  # never break training: the site is given up, loudly
             self._give_up(place, error)
@@ -249,20 +256,23 @@ class Calls:
     ) -> Any:
         """Call a torch function that is an activation, or might be, perhaps that of a module."""
         place = state = None
+        metered = nullcontext() if self.meter is None else self.meter
         try:
-            with torch._C.DisableTorchFunction():
+            with metered, torch._C.DisableTorchFunction():
                 counts = frame.counted and self._counting.call()
                 call = row(args, kwargs) if counts else None
                 place = None if call is None else self._place_of(frame, call, owner)
             if call is not None and place is not None and place.active:
                 base = place.base_within(self._layout.path_of(frame.module))
-                state = self._observe(frame, place, base, call.module, call.source)
+                with metered:
+                    state = self._observe(frame, place, base, call.module, call.source)
         except Exception as error:  # as above
             self._give_up(place, error)
         if place is None or state is None:
             return self.operation(frame, func, args, kwargs)
         result = func(*args, **kwargs)
-        self._observe_output(frame, place, state, result)
+        with metered:
+            self._observe_output(frame, place, state, result)
         return result
 
     def _function_base(self, path: str, kind: str) -> str:
@@ -294,11 +304,9 @@ class Calls:
 
     def _pass_by(self, frame: Frame, place: Place, base: str, source: Tensor) -> bool:
         """Count a call of which nothing is to be learned; returns whether it is one."""
-        if self.graph.traced:
-            return False
         call = frame.calls[base] + 1
         state = self.sites.get(call_name(base, call, self._layout.names))
-        if state is None or not state.is_idle(source, self.clock.tick, self.clock.every):
+        if state is None or not state.is_idle(source, self.clock.tick, self.clock.gap):
             return False
         with self._lock:
             frame.calls[base] = call
@@ -326,7 +334,7 @@ class Calls:
                 self.graph.know(place)
             elif place.functional:
                 place.follow(state, module)
-            state.observe(z, self.clock.tick, self.clock.every)
+            state.observe(z, self.clock.tick, self.clock.gap)
         with torch._C.DisableTorchFunction():  # but with gradients as they are
             if self._tracing is frame and source.ndim:
                 self.tracer.enter_site(name, source, state.dim_of(source), state.units)

@@ -12,7 +12,6 @@ from torch import nn
 from deadwatch.errors import DeadwatchError, ResumeWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.calls import Calls
-from deadwatch.observe.clock import Clock
 from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
 from deadwatch.observe.sites import Selection, readable
@@ -24,6 +23,7 @@ def save(calls: Calls, model: nn.Module) -> dict[str, Any]:
     paths = {module: readable(path) for path, module in model.named_modules()}
     return {
         "clock": {name: getattr(calls.clock, name) for name in _OF_CLOCK},
+        "interval": calls.clock.every if calls.clock.auto else None,
         "sites": [_site(state, calls) for state in calls.sites.values()],
         "wiring": to_plain(calls.tracer.knowledge),
         "traced": sorted(paths[module] for module in calls.traced if module in paths),
@@ -37,14 +37,8 @@ _OF_CLOCK = ("tick", "reported", "window", "start")
 def _site(state: SiteState, calls: Calls) -> dict[str, Any]:
     saved = state.state_dict()
     if calls.graph.traced:  # graphs take moments by the clock and do not note when
-        saved["sampled"] = max(state.sampled, _last_moments(calls.clock))
+        saved["sampled"] = max(state.sampled, calls.clock.last_moments)
     return saved
-
-
-def _last_moments(clock: Clock) -> int:
-    """The last step of this window that was due for moments; -1 if it has none yet."""
-    done = clock.tick - 1 - clock.start
-    return clock.start + done // clock.every * clock.every if done >= 0 else -1
 
 
 def load(
@@ -76,6 +70,7 @@ def load(
         )
     for name in _OF_CLOCK:
         setattr(calls.clock, name, saved["clock"][name])
+    calls.clock.every = calls.clock.every or saved["interval"]
     modules = {readable(path): module for path, module in model.named_modules()}
     states = [SiteState.load(site) for site in saved["sites"]]
     kept = [state for state in states if _is_there(state, layout, selection, modules)]

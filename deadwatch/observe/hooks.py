@@ -11,20 +11,31 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
+from deadwatch.observe.meter import Meter
+
 
 class Hook:
     """A hook that a copy of the model does not take along.
 
     A deep copy or a pickle of a watched model (averaged copies, ``torch.save``) holds inert hooks
     instead, so that it neither feeds the original's statistics nor drags them with it.
+
+    Args:
+        call: What it does.
+        meter: Measures what it costs, if that is to be known.
     """
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, meter: Meter | None = None) -> None:
         self._call = call
+        self._meter = meter
 
     def __call__(self, *args: Any) -> None:
         """Run; never returns anything, which would replace an input or output."""
-        self._call(*args)
+        if self._meter is None or not self._meter.on:
+            self._call(*args)
+            return
+        with self._meter:
+            self._call(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Inert:
         return _Inert()

@@ -48,11 +48,16 @@ def common_seed() -> int:
 
 def on_any_rank(statement: bool) -> bool:
     """Whether a statement is true on any rank; the answer is the same on all of them."""
+    return bool(largest(int(statement)))
+
+
+def largest(number: int) -> int:
+    """The largest of the numbers that all ranks have; the same on all of them."""
     if _world() == 1:
-        return statement
-    buffer = torch.tensor([int(statement)], device=_device())
+        return number
+    buffer = torch.tensor([number], device=_device())
     dist.all_reduce(buffer, dist.ReduceOp.MAX)
-    return bool(buffer)
+    return int(buffer)
 
 
 def every_rank(value: Any) -> list[Any]:

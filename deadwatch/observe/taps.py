@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from deadwatch.observe.hooks import Hook, remove
 from deadwatch.observe.layout import Group, Layout
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import forget_graphs
+from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
 from deadwatch.records import Ints, Snapshot, Window
@@ -40,19 +41,24 @@ class Taps:
     Args:
         model: The model; never written to.
         selection: Which activations to watch.
-        every: Moments are taken on every ``every``-th step of a window, beginning with the first.
+        every: Moments are taken on every ``every``-th step of a window, beginning with the first;
+            None to find that out (`find_interval`).
         counting: Which forwards count.
     """
 
     def __init__(
-        self, model: nn.Module, selection: Selection, every: int, counting: Counting | None = None
+        self,
+        model: nn.Module,
+        selection: Selection,
+        every: int | None,
+        counting: Counting | None = None,
     ) -> None:
         self.enabled = True
         self._model = model
         self._selection = selection
         self._counting = counting = counting or Counting()
         self._layout = Layout(model, selection, yields=not counting.evaluation)
-        self._clock = Clock(every)
+        self._clock = Clock(every, auto=every is None)
         me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
         self._calls = Calls(
             model,
@@ -63,6 +69,8 @@ class Taps:
             lambda: me._adjust(),
         )
         self._graph = self._calls.graph
+        if self._clock.auto:
+            self._calls.meter = Meter(next((p.device for p in model.parameters()), _HOST))
         self._attached = False
         self._asleep = False
         self._told_bare = False
@@ -164,7 +172,7 @@ class Taps:
             elif not torch.compiler.is_exporting():
                 self._graph.leave(path)
 
-        return Hook(before), Hook(after)
+        return Hook(before, self._calls.meter), Hook(after, self._calls.meter)
 
     def _hooks_of_activation(self, place: Place) -> tuple[Hook, Hook]:
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -179,7 +187,7 @@ class Taps:
             elif not torch.compiler.is_exporting():
                 self._graph.after(place, output)
 
-        return Hook(before), Hook(after)
+        return Hook(before, self._calls.meter), Hook(after, self._calls.meter)
 
     def _adjust(self) -> None:
         """Let hooks that depend on the training mode of their layer follow it."""
@@ -209,7 +217,7 @@ class Taps:
             clock.reported, clock.tick = True, clock.start
             for state in self._calls.sites.values():
                 state.sampled = min(state.sampled, clock.tick)
-        clock.tick += 1
+        self._calls.next_step()
         self._calls.lookout.step(clock.tick - 1)
         self._between_steps()
 
@@ -258,6 +266,26 @@ class Taps:
             place.relearn()  # a graph would be compiled anew for every gate
         self._between_steps()
 
+    def find_interval(self, overhead: float, largest: Callable[[int], int]) -> tuple[str, ...]:
+        """Find out how often moments are taken from the next window on, if that is still open.
+
+        Args:
+            overhead: What watching may add, as a share of a step without it.
+            largest: The largest of the numbers that all processes propose, 0 of those that cannot.
+
+        Returns:
+            What was found, in words; empty if nothing new was.
+        """
+        calls = self._calls
+        if calls.meter is None:
+            return ()
+        cost = calls.meter.read()
+        proposed = 0 if cost is None else cost.interval(overhead)
+        every = largest(_USUAL if self.compiled else proposed)
+        if every:
+            calls.clock.every, calls.meter.on, calls.meter = every, False, None
+        return (told(every, None if self.compiled else cost, overhead),) if every else ()
+
     def forget(self, site: str, units: Ints) -> None:
         """Drop the evidence against units that have just been treated."""
         if site in self._calls.sites:
@@ -274,4 +302,12 @@ class Taps:
         checkpoint.load(
             saved, self._calls, self._layout, self._selection, self._model, measured=measured
         )
+        if self._clock.every:
+            self._calls.meter = None
         self._between_steps()
+
+
+_HOST = torch.device("cpu")
+
+_USUAL = 10
+"""The interval where what moments cost cannot be measured, inside of compiled graphs."""
