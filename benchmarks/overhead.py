@@ -1,21 +1,22 @@
-"""What watching costs, as a share of a training step, beside the hook that everybody writes.
+"""What watching costs, as a share of a training step, beside what people use today.
 
-All variants of one model run interleaved in one process, round by round, and the medians are
-compared: ratios hold on a noisy machine where seconds do not.
+All variants of one network run interleaved in one process, round by round, and their medians are
+compared: ratios hold on a noisy machine where seconds do not. Peers run in environments of their
+own (`benchmarks/peers`), each against the bare loop there.
 
-    python benchmarks/overhead.py [--rounds 9] [--steps 20] [--threads 1] [--out FILE.json]
+    python -m benchmarks.overhead [--rounds 9] [--steps 20] [--threads 1] [--out FILE.json]
+    python -m benchmarks.overhead --show benchmarks/overhead.json
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,67 +25,35 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from benchmarks.networks import NETWORKS, Network
+from benchmarks.peers.environments import measure as measure_peers
+from benchmarks.peers.table import PEERS
 from deadwatch import Watch
 
+Attach = Callable[[nn.Module], AbstractContextManager[Any]]
+Times = dict[str, list[float]]
 
-class Block(nn.Module):
-    """A residual block of two 3×3 convolutions with one shared in-place ReLU."""
+WARM = 2
+"""Untimed steps after each attaching: the first forward is traced."""
 
-    def __init__(self, width: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
-        self.relu = nn.ReLU(inplace=True)
-        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(width, out, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.relu(self.bn1(self.conv1(x)))
-        result: Tensor = self.relu(self.bn2(self.conv2(hidden)) + self.skip(x))
-        return result
+COMPILED_WARM = 14
+"""Untimed steps of compiled variants, in which all graphs are compiled."""
 
 
-def resnet() -> nn.Module:
-    """Shaped like ResNet-18: 17 sites in 9 activation modules."""
-    widths = [(64, 64, 1), (64, 64, 1), (64, 128, 2), (128, 128, 1)]
-    widths += [(128, 256, 2), (256, 256, 1), (256, 512, 2), (512, 512, 1)]
-    return nn.Sequential(
-        *(nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)),
-        *(nn.MaxPool2d(2), *(Block(*width) for width in widths)),
-        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)),
-    )
-
-
-def transformer() -> nn.Module:
-    """Four encoder layers of width 256 with GELU modules."""
-    layer = nn.TransformerEncoderLayer(
-        256, 4, 1024, dropout=0.0, activation=nn.GELU(), batch_first=True
-    )
-    return nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
-
-
-def mlp() -> nn.Module:
-    """Three hidden layers of 512 units: a step of about a millisecond."""
-    layers = [nn.Linear(512, 512), nn.ReLU()] * 3
-    return nn.Sequential(*(copy.deepcopy(layer) for layer in layers), nn.Linear(512, 10))
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model and its batch; ``steps`` multiplies the steps of a round for the fast ones."""
-
-    name: str
-    build: Callable[[], nn.Module]
-    batch: tuple[int, ...]
-    steps: int
-
-
-MODELS = [
-    Model("MLP 3×512, batch 128", mlp, (128, 512), 10),
-    Model("transformer 4×256, 8×64 tokens", transformer, (8, 64, 256), 1),
-    Model("ResNet-18-shaped, 8×3×32×32", resnet, (8, 3, 32, 32), 1),
-]
+@contextmanager
+def with_dead_units(model: nn.Module) -> Iterator[Watch]:
+    """Watch, while the first unit of every layer is dead: no gate is ever done with."""
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.BatchNorm2d))]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    kept = [bias.detach().clone() for bias in biases]
+    with torch.no_grad():
+        for bias in biases:
+            bias[0] = -1e4
+    with Watch(model) as watch:
+        yield watch
+    with torch.no_grad():
+        for bias, old in zip(biases, kept, strict=True):
+            bias.copy_(old)
 
 
 @contextmanager
@@ -103,68 +72,156 @@ def handwritten(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-VARIANTS: dict[str, Callable[[nn.Module], AbstractContextManager[Any]]] = {
+EVERY_STEP = "deadwatch, every step"
+EAGER: dict[str, Attach] = {
     "bare": lambda model: nullcontext(),
     "deadwatch": Watch,
-    "deadwatch, every step": lambda model: Watch(model, stats_every_n_steps=1),
+    "deadwatch, dead units": with_dead_units,
+    EVERY_STEP: partial(Watch, stats_every_n_steps=1),
     "hand-written hook": handwritten,
 }
+COMPILED = {name: EAGER[name] for name in ("bare", "deadwatch", EVERY_STEP)}
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> None:
-    """A number of plain training steps."""
-    for _ in range(steps):
-        model(x).square().mean().backward()
-        optimizer.step()
-        optimizer.zero_grad()
+class Training:
+    """A network of its own, trained with or without something that watches it."""
+
+    def __init__(self, network: Network, *, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = network.build()
+        self.x = torch.randn(network.batch)
+        self._call: Any = torch.compile(self.model) if compiled else self.model
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4)
+
+    def steps(self, watch: Any, count: int) -> None:
+        """Plain training steps, reported to a watch."""
+        for _ in range(count):
+            self._call(self.x).square().mean().backward()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            if isinstance(watch, Watch):
+                watch.step()
+
+    def timed(self, watch: Any, count: int) -> float:
+        """Seconds a step, with the window that is closed after them."""
+        start = time.perf_counter()
+        self.steps(watch, count)
+        if isinstance(watch, Watch):
+            watch.close_window()
+        return (time.perf_counter() - start) / count
 
 
-def measure(model: Model, rounds: int, steps: int, bar: Any) -> dict[str, float]:
-    """Median seconds a step of each variant; the rounds of all variants are interleaved."""
-    torch.manual_seed(0)
-    x, steps = torch.randn(model.batch), steps * model.steps
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
-    networks = {name: model.build() for name in VARIANTS}
-    optimizers = {
-        name: torch.optim.SGD(net.parameters(), lr=1e-4) for name, net in networks.items()
-    }
+def in_turn(names: list[str], index: int) -> list[str]:
+    """The order of round ``index``: each is first in turn, for it finds another's caches."""
+    return names[index % len(names) :] + names[: index % len(names)]
+
+
+def measure_eager(network: Network, rounds: int, steps: int, bar: Any) -> Times:
+    """Seconds a step of every round; each attaches afresh, which is not timed."""
+    trainings = {name: Training(network) for name in EAGER}
+    times: Times = {name: [] for name in EAGER}
     for index in range(rounds + 1):
-        for name, attach in VARIANTS.items():
-            with attach(networks[name]) as watch:
-                train(networks[name], optimizers[name], x, 2)  # the first forward is traced
-                start = time.perf_counter()
-                train(networks[name], optimizers[name], x, steps)
-                if isinstance(watch, Watch):
-                    watch.close_window()
-                if index:  # the round before the first warms up
-                    times[name].append((time.perf_counter() - start) / steps)
+        for name in in_turn(list(EAGER), index):
+            with EAGER[name](trainings[name].model) as watch:
+                trainings[name].steps(watch, WARM)
+                seconds = trainings[name].timed(watch, steps * network.steps)
+            times[name] += [seconds] if index else []  # the round before the first warms up
         bar.update()
+    return times
+
+
+def measure_compiled(network: Network, rounds: int, steps: int, bar: Any) -> Times:
+    """The same of compiled networks, attached once: attaching compiles them anew."""
+    trainings = {name: Training(network, compiled=True) for name in COMPILED}
+    times: Times = {name: [] for name in COMPILED}
+    with ExitStack() as stack:
+        watches = {n: stack.enter_context(COMPILED[n](trainings[n].model)) for n in COMPILED}
+        for name in [*COMPILED, *COMPILED]:  # while one looks for its sites, all run uncompiled
+            trainings[name].steps(watches[name], COMPILED_WARM)
+        for index in range(rounds + 1):
+            for name in in_turn(list(COMPILED), index):
+                seconds = trainings[name].timed(watches[name], steps * network.steps)
+                times[name] += [seconds] if index else []
+            bar.update()
+    return times
+
+
+def tables(results: dict[str, Any]) -> list[str]:
+    """The lines of all tables, as the READMEs quote them."""
+    lines = _table(results["eager"], "model")
+    if results["compiled"]:
+        lines += ["", *_table(results["compiled"], "model, compiled")]
+    if results["peers"]:
+        lines += ["", *_peer_table(results["peers"])]
+    return lines
+
+
+def _table(measured: dict[str, dict[str, float]], title: str) -> list[str]:
+    names = [name for name in next(iter(measured.values())) if name != "bare"]
+    lines = [f"| {title} | bare step | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]
+    for network, seconds in measured.items():
+        bare = seconds["bare"]
+        added = " | ".join(_added(seconds[name], bare) for name in names)
+        lines.append(f"| {network} | {1000 * bare:.1f} ms | {added} |")
+    return lines
+
+
+def _peer_table(peers: dict[str, Any]) -> list[str]:
+    computes = {peer.name: peer.computes for peer in PEERS}
+    names = [network.name for network in NETWORKS]
+    lines = [f"| peer | {' | '.join(names)} | what it computes |"]
+    lines.append("|---|" + "--:|" * len(names) + "---|")
+    for peer, result in peers.items():
+        seconds = result.get("seconds", {})
+        cells = [
+            _added(seconds[name]["peer"], seconds[name]["bare"]) if name in seconds else "–"
+            for name in names
+        ]
+        title = f"{peer} {result['version']}" if "version" in result else f"{peer}: not installed"
+        lines.append(f"| {title} | {' | '.join(cells)} | {computes[peer]} |")
+    return lines
+
+
+def _added(seconds: float, bare: float) -> str:
+    return f"{100 * (seconds / bare - 1):+.1f}%"
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for, and on what."""
+    networks = [network for network in NETWORKS if options.networks in network.name]
+    large = [network for network in networks if network.steps == 1]
+    given = options.rounds, options.steps
+    with tqdm(total=(len(networks) + len(large)) * (options.rounds + 1), unit="round") as bar:
+        eager = {n.name: _medians(measure_eager(n, *given, bar)) for n in networks}
+        compiled = {n.name: _medians(measure_compiled(n, *given, bar)) for n in large}
+    peers = measure_peers(options.peers, *given, options.threads, options.networks)
+    machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
+    parts = {"eager": eager, "compiled": compiled, "peers": peers}
+    return {"machine": machine, "rounds": options.rounds, **parts}
+
+
+def _medians(times: Times) -> dict[str, float]:
     return {name: median(seconds) for name, seconds in times.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure everything and print the table."""
+    """Measure everything, or read what was measured, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [peer.name for peer in PEERS]
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--networks", default="", help="a part of the names of those to time")
+    parser.add_argument("--peers", nargs="*", default=names, help=", ".join(names))
     parser.add_argument("--out", type=Path, help="write the seconds to this file as JSON")
+    parser.add_argument("--show", type=Path, help="measure nothing, print what this file holds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
-    with tqdm(total=len(MODELS) * (options.rounds + 1), unit="round") as bar:
-        results = {m.name: measure(m, options.rounds, options.steps, bar) for m in MODELS}
-    names = list(VARIANTS)[1:]
-    print(f"\nAdded to a training step, {machine}, median of {options.rounds} rounds\n")
-    print("| model | bare step | " + " | ".join(names) + " |")
-    print("|---|--:|" + "--:|" * len(names))
-    for model, seconds in results.items():
-        added = [f"{100 * (seconds[name] / seconds['bare'] - 1):+.1f}%" for name in names]
-        print(f"| {model} | {1000 * seconds['bare']:.2f} ms | " + " | ".join(added) + " |")
+    results = json.loads(options.show.read_text()) if options.show else measure(options)
+    print(f"\nAdded to a training step, {results['machine']}, {results['rounds']} rounds\n")
+    print("\n".join(tables(results)))
     if options.out is not None:
-        options.out.write_text(
-            json.dumps({"machine": machine, "seconds": results}, indent=1) + "\n"
-        )
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":
