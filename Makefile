@@ -23,7 +23,7 @@ types: $(VENV)/.test
 figures: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 	$(BIN)/python -m benchmarks.efficacy
-	$(BIN)/python benchmarks/overhead.py --out benchmarks/overhead.json
+	$(BIN)/python -m benchmarks.overhead --out benchmarks/overhead.json
 	$(BIN)/python benchmarks/picture.py
 
 $(VENV)/bin/python:

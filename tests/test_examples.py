@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import overhead
+from benchmarks import overhead, passes
 from examples import born_dead, digits, own_remedy, transformer
 from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
@@ -58,9 +58,19 @@ def test_a_remedy_and_a_policy_of_your_own(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_the_overhead_table_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overhead.main(["--rounds", "1", "--steps", "2", "--out", str(tmp_path / "overhead.json")])
-    assert "| MLP" in capsys.readouterr().out
-    assert (tmp_path / "overhead.json").exists()
+    file = tmp_path / "overhead.json"
+    overhead.main(
+        ["--rounds", "1", "--steps", "2", "--networks", "MLP", "--peers", "--out", str(file)]
+    )
+    table = capsys.readouterr().out
+    assert "| MLP" in table
+    overhead.main(["--show", str(file)])
+    assert capsys.readouterr().out == table
+
+
+def test_the_table_of_passes_is_made(capsys: pytest.CaptureFixture[str]) -> None:
+    passes.main(["--shapes", "1"])
+    assert "| (128, 512) |" in capsys.readouterr().out
 
 
 def blocks(language: str) -> list[str]:
@@ -102,8 +112,8 @@ def test_the_mirror_of_the_readme_revives_its_units() -> None:
 
 def test_the_readme_quotes_what_the_scripts_wrote() -> None:
     text = (ROOT / "README.md").read_text()
-    seconds = json.loads((ROOT / "benchmarks/overhead.json").read_text())["seconds"]
-    for model, measured in seconds.items():
-        added = f"{100 * (measured['deadwatch'] / measured['bare'] - 1):+.1f}%"
-        assert re.search(rf"\| {re.escape(model)} \|.*\| {re.escape(added)} \|", text), model
+    results = json.loads((ROOT / "benchmarks/overhead.json").read_text())
+    for line in overhead.tables(results):
+        assert line in text
+        assert line in (ROOT / "benchmarks/README.md").read_text()
     assert (ROOT / "docs/tensorboard.png").stat().st_size < 300_000
