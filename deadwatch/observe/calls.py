@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.errors import SiteDisabledWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame
@@ -27,7 +25,8 @@ from deadwatch.observe.layout import Layout, is_stock
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import Lookout
 from deadwatch.observe.meter import Meter
-from deadwatch.observe.places import Place, call_name, source_of, warn_of_another, warn_of_guess
+from deadwatch.observe.places import Place, call_name, source_of
+from deadwatch.observe.remarks import tell_another, tell_failure, tell_guess
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.wiring import Tracer
 
@@ -218,8 +217,7 @@ class Calls:
         try:
             base = place.base_within(self._layout.path_of(frame.module))
             source = source_of(args, kwargs)
-            busy = self._tracing is not None or self.graph.traced
-            if busy or not self._pass_by(frame, place, base, source):
+            if not self._pass_by(frame, place, base, source, module):
                 frame.site = self._observe(frame, place, base, module, source)
         except Exception as error:  # never break training: the site is given up, loudly
             self._give_up(place, error)
@@ -265,7 +263,8 @@ class Calls:
             if call is not None and place is not None and place.active:
                 base = place.base_within(self._layout.path_of(frame.module))
                 with metered:
-                    state = self._observe(frame, place, base, call.module, call.source)
+                    if not self._pass_by(frame, place, base, call.source, call.module):
+                        state = self._observe(frame, place, base, call.module, call.source)
         except Exception as error:  # as above
             self._give_up(place, error)
         if place is None or state is None:
@@ -302,11 +301,17 @@ class Calls:
             place.failed = base in self.given_up
         return place
 
-    def _pass_by(self, frame: Frame, place: Place, base: str, source: Tensor) -> bool:
+    def _pass_by(
+        self, frame: Frame, place: Place, base: str, source: Tensor, module: nn.Module
+    ) -> bool:
         """Count a call of which nothing is to be learned; returns whether it is one."""
+        if self._tracing is not None or self.graph.traced:
+            return False
         call = frame.calls[base] + 1
         state = self.sites.get(call_name(base, call, self._layout.names))
         if state is None or not state.is_idle(source, self.clock.tick, self.clock.gap):
+            return False
+        if place.functional and state.module is not module:  # it may have another gate
             return False
         with self._lock:
             frame.calls[base] = call
@@ -328,7 +333,7 @@ class Calls:
                 state = place.start(place.site(name, base, call), module, z, dim)
                 self._add_site(frame, place, state)
                 if guessed:
-                    warn_of_guess(state.site, base, z)
+                    tell_guess(state.site, base, z)
             elif state.waiting:
                 place.take_up(state, module, z)
                 self.graph.know(place)
@@ -345,7 +350,7 @@ class Calls:
         state = self.sites.get(name)
         if state is None or not state.waiting or state.fits(z):
             return state
-        warn_of_another(state, z)
+        tell_another(state, z)
         return None
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
@@ -392,9 +397,4 @@ class Calls:
             frame.site = None
             if self._tracing is frame:  # what it would miss could be taken for absent
                 self._drop_trace()
-        warnings.warn(
-            f"observing {place.base if place else 'a function'!r} failed and is switched off; "
-            f"training goes on. {type(error).__name__}: {str(error).partition(chr(10))[0]}",
-            SiteDisabledWarning,
-            stacklevel=2,
-        )
+        tell_failure(place, error)

@@ -10,7 +10,7 @@ the squared mean is below 15 variances.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deadwatch.observe.kernels import open_count
 from deadwatch.observe.stats import Accumulator, Batch
-from deadwatch.observe.views import chunks, per_unit, reduced
+from deadwatch.observe.views import chunks, chunks_with_scratch, per_unit, reduced
 from deadwatch.records import Gate
 
 _NEAR = 16.0
@@ -99,7 +99,7 @@ _NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 
 
 def _sums(z: Tensor, dim: int, gate: Gate, low: Tensor | None) -> Sums:
-    found = [_sums_of(part, gate, low, *scratch) for part, scratch in _with_scratch(z, dim)]
+    found = [_sums_of(part, gate, low, a, b) for part, a, b in chunks_with_scratch(z, dim)]
     totals, squares, opened, least, most = zip(*found, strict=True)
     return Sums(
         _added(totals),
@@ -123,7 +123,7 @@ def _sums_of(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) ->
 def _centred(z: Tensor, dim: int, mean: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and sum of squared deviations, taken about a mean that may be a rounding off."""
     drifts, squares = [], []
-    for part, (a, _) in _with_scratch(z, dim):
+    for part, a, _ in chunks_with_scratch(z, dim):
         torch.sub(part, per_unit(mean.to(part.dtype), part), out=a)
         drifts.append(reduced(torch.sum, a))
         squares.append(_squares(a, a))
@@ -137,15 +137,6 @@ def _squares(x: Tensor, scratch: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(x, dim=2)
         return norms.square_().sum(0)
     return reduced(torch.sum, torch.mul(x, x, out=scratch))
-
-
-def _with_scratch(z: Tensor, dim: int) -> Iterator[tuple[Tensor, tuple[Tensor, Tensor]]]:
-    """The chunks of z, each with two tensors of its shape to write on."""
-    scratch: tuple[Tensor, Tensor] | None = None
-    for part in chunks(z, dim):
-        if scratch is None or scratch[0].shape != part.shape:
-            scratch = torch.empty_like(part), torch.empty_like(part)
-        yield part, scratch
 
 
 def _added(parts: Sequence[Tensor]) -> Tensor:

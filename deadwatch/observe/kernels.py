@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from deadwatch.observe.stats import Batch, real_dtype
-from deadwatch.observe.views import Reduction, canonical, chunks, per_unit, reduced, wide
+from deadwatch.observe.views import (
+    Reduction,
+    canonical,
+    chunks_with_scratch,
+    per_unit,
+    reduced,
+    wide,
+)
 from deadwatch.records import Gate
 
 
@@ -52,20 +59,14 @@ def moments(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Itera
     The variance is taken about the chunk's own mean with the rounding error of that mean
     corrected (Chan, Golub & LeVeque 1983), so a mean far above the standard deviation is safe.
     """
-    scratch: tuple[Tensor, Tensor] | None = None
-    for chunk in chunks(z, dim):
-        if scratch is None or scratch[0].shape != chunk.shape:
-            scratch = torch.empty_like(chunk), torch.empty_like(chunk)
-        yield _moments_of(chunk, gate, low, *scratch)
+    for chunk, a, b in chunks_with_scratch(z, dim):
+        yield _moments_of(chunk, gate, low, a, b)
 
 
 def outputs(h: Tensor, dim: int) -> Iterator[Batch]:
     """Sums of f(z) and |f(z)| over the finite elements of an output, chunk by chunk."""
     real = real_dtype(h.device)
-    scratch: Tensor | None = None
-    for chunk in chunks(h, dim):
-        if scratch is None or scratch.shape != chunk.shape:
-            scratch = torch.empty_like(chunk)
+    for chunk, scratch, _ in chunks_with_scratch(h, dim):
         finite = reduced(torch.sum, _finite(chunk, scratch)).to(torch.int32)
         torch.nan_to_num(chunk, 0.0, 0.0, 0.0, out=scratch)
         yield {
@@ -183,9 +184,8 @@ def _extreme(reduction: Reduction, z: Tensor, dim: int) -> Tensor:
 def _opened_between(z: Tensor, dim: int, gate: Gate) -> Batch:
     opened = torch.zeros(z.shape[dim], device=z.device)
     top = torch.full_like(opened, -math.inf)
-    for chunk in chunks(z, dim):
-        scratch = torch.empty_like(chunk), torch.empty_like(chunk)
-        opened += reduced(torch.amax, open_count(chunk, gate, None, *scratch))
+    for chunk, a, b in chunks_with_scratch(z, dim):
+        opened += reduced(torch.amax, open_count(chunk, gate, None, a, b))
         top = torch.maximum(top, reduced(torch.amax, chunk))
     return {"opened": opened > 0, "suspect": top.isnan()}
 

@@ -7,7 +7,6 @@ functions ``block-gelu``, ``block-gelu-2``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from deadwatch.errors import AmbiguousUnitDimWarning, ResumeWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.gates import gate_of, is_learned
 from deadwatch.observe.sites import Candidate, readable
@@ -140,23 +138,3 @@ def source_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if not isinstance(source, Tensor):
         raise TypeError(f"expected a tensor as input, found {type(source).__name__}")
     return source
-
-
-def warn_of_guess(site: Site, base: str, z: Tensor) -> None:
-    """Say that the axis of the units was guessed."""
-    warnings.warn(
-        f"{site.name}: which axis of {tuple(z.shape)} holds the units is not known; axis "
-        f"{site.unit_dim} is assumed. Settle it with unit_dim={{{base!r}: axis}}.",
-        AmbiguousUnitDimWarning,
-        stacklevel=3,
-    )
-
-
-def warn_of_another(state: SiteState, z: Tensor) -> None:
-    """Say that a checkpoint knows a site as another than it is."""
-    warnings.warn(
-        f"{state.site.name} had {state.units} units on axis {state.dim} in the checkpoint and now "
-        f"has a pre-activation of shape {tuple(z.shape)}: what was measured before is left out",
-        ResumeWarning,
-        stacklevel=3,
-    )

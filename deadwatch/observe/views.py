@@ -81,6 +81,16 @@ def chunks(z: Tensor, dim: int) -> Iterator[Tensor]:
         yield wide(part).movedim(dim, -1).reshape(-1, z.shape[dim])
 
 
+def chunks_with_scratch(z: Tensor, dim: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The chunks of z, each with two tensors of its shape to write on."""
+    a = b = None
+    for chunk in chunks(z, dim):
+        if a is None or b is None or a.shape != chunk.shape:
+            del a, b  # before others take their place
+            a, b = torch.empty_like(chunk), torch.empty_like(chunk)
+        yield chunk, a, b
+
+
 def _split(x: Tensor, size: int) -> tuple[Tensor, ...]:
     rows = size * x.shape[0] // max(1, x.numel())
     if rows >= x.shape[0]:
