@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import overhead, passes
+from benchmarks import overhead, passes, scale
 from examples import born_dead, digits, own_remedy, transformer
 from tests.clinic import DEAD, Patient
 from tests.fitting import lightning_remarks
@@ -71,6 +71,16 @@ def test_the_overhead_table_is_made(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_the_table_of_passes_is_made(capsys: pytest.CaptureFixture[str]) -> None:
     passes.main(["--shapes", "1"])
     assert "| (128, 512) |" in capsys.readouterr().out
+
+
+def test_the_tables_of_scale_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "scale.json"
+    tiny = ["--rounds", "1", "--sites", "2", "3", "--large", "2", "8"]
+    scale.main([*tiny, "--out", str(out)])
+    printed = capsys.readouterr().out
+    assert "| 3 |" in printed
+    assert "| close_window |" in printed
+    assert list(json.loads(out.read_text())["curve"]) == ["2", "3"]
 
 
 def blocks(language: str) -> list[str]:

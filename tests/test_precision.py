@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from deadwatch import Rules, State, Watch, WindowReport
 from deadwatch.observe import host, kernels, reduce, stats
-from deadwatch.observe.accumulate import SiteState, fetch
+from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.gates import gate_of
 from deadwatch.observe.sites import Candidate
+from deadwatch.observe.transfer import fetch
 from deadwatch.records import Gate, Site, SiteSnapshot, Snapshot, Window
 from tests.agreement import one_thread
 from tests.nets import mlp

@@ -1,13 +1,12 @@
-"""What is kept for one call site between two reads, and the one transfer that reads it."""
+"""What is kept for one call site between two reads; `transfer.py` reads it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_type_hints
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -16,9 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
-
-_BYTES = torch.uint8
+from deadwatch.records import Bools, Gate, Ints, Site
 
 
 @dataclass(eq=False)
@@ -199,10 +196,7 @@ class SiteState:
 
     def restart(self, age: Ints) -> None:
         """Begin a window."""
-        stats.reset_(self.data)
-        self.seen.zero_()
-        self.samples, self.sampled, self.age = 0, -1, age.copy()  # a report holds the other
-        self.settled, self.checks = False, 0
+        restart([self], {self.site.name: age})
 
     def follow(self, z: Tensor) -> None:
         """Keep the accumulators on the device of a pre-activation, and as wide as it is."""
@@ -221,45 +215,12 @@ _SAVED = (
 """What of a site's state is not told by its module."""
 
 
-def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
-    """Read all sites with one device-to-host copy for each device they lie on.
-
-    The ages are those of the window's start.
-    """
-    packed: dict[torch.device, list[Tensor]] = {}
+def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
+    """Begin a window for many sites; ``ages`` are those of the one that ended, by site name."""
+    stats.reset_([state.data for state in states])
+    if states:  # of nothing this would be an error
+        torch._foreach_zero_([state.seen for state in states])
     for state in states:
-        parts = packed.setdefault(state.seen.device, [])
-        parts += [tensor.view(_BYTES) for tensor in (state.seen, *state.data.values())]
-    host = {device: torch.cat(parts).cpu().numpy() for device, parts in packed.items()}
-    offset = dict.fromkeys(host, 0)
-    snapshots = []
-    for state in states:
-        device = state.seen.device
-        data: dict[str, npt.NDArray[Any]] = {}
-        for name, tensor in {"seen": state.seen, **state.data}.items():
-            size = tensor.numel() * tensor.element_size()
-            raw = host[device][offset[device] : offset[device] + size]
-            offset[device] += size
-            data[name] = raw.copy().view(_NUMPY[tensor.dtype])
-        seen = int(data.pop("seen")[0])
-        data = {name: _per_unit(name, values, state.units) for name, values in data.items()}
-        samples = state.samples + seen
-        if state.hidden and not seen:
-            samples, data = 0, stats.blank(state.units)
-        snapshots.append(SiteSnapshot(state.site, samples, data, state.age, state.flat))
-    return tuple(snapshots)
-
-
-def _per_unit(name: str, values: npt.NDArray[Any], units: int) -> npt.NDArray[Any]:
-    """A statistic as snapshots have it: (C,), and wide enough for the sum over all processes."""
-    wide = values.astype(stats.host_dtype(stats.STATISTICS[name]), copy=False)
-    return wide if len(wide) == units else np.full(units, wide[0])
-
-
-_NUMPY = {
-    torch.bool: np.bool_,
-    torch.int32: np.int32,
-    torch.int64: np.int64,
-    torch.float32: np.float32,
-    torch.float64: np.float64,
-}
+        state.samples, state.sampled = 0, -1
+        state.settled, state.checks = False, 0
+        state.age = ages[state.site.name].copy()  # a report holds the other

@@ -299,7 +299,11 @@ def tensors_in(value: Any, seen: frozenset[int] = frozenset()) -> Iterator[Tenso
         elif is_dataclass(value) and not isinstance(value, type):
             parts = [getattr(value, part.name, None) for part in fields(value)]
         for part in parts:
-            yield from tensors_in(part, seen | {id(value)})
+            if not isinstance(part, _HOLDS_NOTHING):  # most arguments: looking closer takes time
+                yield from tensors_in(part, seen | {id(value)})
+
+
+_HOLDS_NOTHING = (type(None), bool, int, float, str)
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:

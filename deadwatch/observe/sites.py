@@ -152,6 +152,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 def readable(path: str) -> str:
     """A module's path without what `torch.compile` wraps around compiled parts."""
+    if "_orig_mod" not in path:  # of a deep model, paths are long
+        return path
     return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 

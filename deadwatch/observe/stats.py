@@ -10,6 +10,7 @@ Legend: C units of a site; z pre-activation; f(z) output.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -101,10 +102,16 @@ def host_dtype(statistic: Statistic) -> type[Any]:
     return np.int64 if statistic.kind in ("count", "few") else np.float64
 
 
-def reset_(accumulator: Accumulator) -> None:
-    """Empty an accumulator in place."""
-    for name, tensor in accumulator.items():
-        tensor.fill_(STATISTICS[name].start)
+def reset_(accumulators: Iterable[Accumulator]) -> None:
+    """Empty accumulators in place, all at once."""
+    starts: dict[float, list[Tensor]] = {}
+    for accumulator in accumulators:
+        for name, tensor in accumulator.items():
+            starts.setdefault(STATISTICS[name].start, []).append(tensor)
+    for start, tensors in starts.items():
+        torch._foreach_zero_(tensors)
+        if start:
+            torch._foreach_add_(tensors, start)
 
 
 def update_(into: Accumulator, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from deadwatch.errors import NoSiteWarning
 from deadwatch.observe import checkpoint
-from deadwatch.observe.accumulate import fetch
+from deadwatch.observe.accumulate import restart
 from deadwatch.observe.calls import Calls
 from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting
@@ -32,6 +32,7 @@ from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
+from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
 
 
@@ -260,8 +261,7 @@ class Taps:
             self._calls.traced.clear()
             if self.compiled:
                 self._calls.lookout.begin()
-        for name, state in self._calls.sites.items():
-            state.restart(ages[name])
+        restart(self._calls.sites.values(), ages)
         for place in self._layout.places if not self.compiled else ():
             place.relearn()  # a graph would be compiled anew for every gate
         self._between_steps()

@@ -194,12 +194,13 @@ class Clinic:
         self._review(verdict)
         treatments: list[Treatment] = []
         refusals: list[Refusal] = []
-        for name, units in self._waiting.items():
-            done, refused = self._treat_site(verdict[name], units, step)
-            treatments += done
-            refusals += refused
-            if done:
-                self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
+        with self._surgery.surveyed():
+            for name, units in self._waiting.items():
+                done, refused = self._treat_site(verdict[name], units, step)
+                treatments += done
+                refusals += refused
+                if done:
+                    self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
         self._waiting = {}
         self.ledger.record(treatments)
         if treatments and self._policy.guard:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,7 @@ class Surgery:
         self.replaced = 0
         self._model = model
         self._aside = aside
+        self._holders: _Holders | None = None
 
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its dotted name."""
@@ -77,12 +78,25 @@ class Surgery:
     def twins(self, name: str) -> list[str]:
         """Other modules' parameters that hold the same values: to write one is to write all."""
         holder, own = self._model.get_submodule(name.rpartition(".")[0]), self.tensor(name)
-        return [
-            f"{path}.{leaf}"
-            for path, module in self._model.named_modules()
-            for leaf, other in module._parameters.items()
-            if other is not None and module is not holder and _share(other, own)
-        ]
+        holders = self._survey() if self._holders is None else self._holders
+        return [path for path, module in holders.get(_address(own), ()) if module is not holder]
+
+    @contextmanager
+    def surveyed(self) -> Iterator[None]:
+        """Look for all twins once, while nothing but this changes the model."""
+        self._holders = self._survey()
+        try:
+            yield
+        finally:
+            self._holders = None
+
+    def _survey(self) -> _Holders:
+        found: _Holders = {}
+        for path, module in self._model.named_modules():
+            for leaf, parameter in module._parameters.items():
+                if parameter is not None:
+                    found.setdefault(_address(parameter), []).append((f"{path}.{leaf}", module))
+        return found
 
     def apply(self, edits: Sequence[Edit]) -> tuple[Change, ...]:
         """Write all edits, in order, and return what changed.
@@ -141,10 +155,17 @@ class Surgery:
                 for name, child in list(parent._modules.items()):
                     if child is old:
                         setattr(parent, name, module)
+        if self._holders is not None:
+            self._holders = self._survey()
 
 
-def _share(one: Tensor, other: Tensor) -> bool:
-    return one is other or (one.numel() > 0 and one.data_ptr() == other.data_ptr())
+_Holders = dict[int, list[tuple[str, nn.Module]]]
+"""The parameters at each address, by name, and their modules."""
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor's values lie; of one without any, a number that is its own alone."""
+    return tensor.data_ptr() if tensor.numel() else -id(tensor)
 
 
 def narrowed(tensor: Tensor, rows: range | None) -> Tensor:
