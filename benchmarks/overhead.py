@@ -5,6 +5,7 @@ compared: ratios hold on a noisy machine where seconds do not. Peers run in envi
 own (`benchmarks/peers`), each against the bare loop there.
 
     python -m benchmarks.overhead [--rounds 9] [--steps 20] [--threads 1] [--out FILE.json]
+    python -m benchmarks.overhead --parts compiled --out FILE.json  # leaves the other parts there
     python -m benchmarks.overhead --show benchmarks/overhead.json
 """
 
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -80,6 +82,7 @@ EAGER: dict[str, Attach] = {
     EVERY_STEP: partial(Watch, stats_every_n_steps=1),
     "hand-written hook": handwritten,
 }
+PARTS = ["eager", "compiled", "peers"]
 COMPILED = {name: EAGER[name] for name in ("bare", "deadwatch", EVERY_STEP)}
 
 
@@ -131,39 +134,58 @@ def measure_eager(network: Network, rounds: int, steps: int, bar: Any) -> Times:
 
 
 def measure_compiled(network: Network, rounds: int, steps: int, bar: Any) -> Times:
-    """The same of compiled networks, attached once: attaching compiles them anew."""
-    trainings = {name: Training(network, compiled=True) for name in COMPILED}
-    times: Times = {name: [] for name in COMPILED}
+    """The same of compiled networks; each in a process of its own, and attached once.
+
+    Graphs belong to the code of a class, and do not look for hooks: two networks of one class in a
+    process would run the graph of the first.
+    """
+    context = get_context("spawn")
     with ExitStack() as stack:
-        watches = {n: stack.enter_context(COMPILED[n](trainings[n].model)) for n in COMPILED}
-        for name in [*COMPILED, *COMPILED]:  # while one looks for its sites, all run uncompiled
-            trainings[name].steps(watches[name], COMPILED_WARM)
+        ends = {}
+        for name in COMPILED:
+            ends[name], end = context.Pipe()
+            asked = (network.name, name, torch.get_num_threads(), end)
+            process = context.Process(target=serve, args=asked, daemon=True)
+            process.start()
+            stack.callback(process.terminate)
+            ends[name].recv()  # one after another, for compiling takes all cores
+        times: Times = {name: [] for name in COMPILED}
         for index in range(rounds + 1):
             for name in in_turn(list(COMPILED), index):
-                seconds = trainings[name].timed(watches[name], steps * network.steps)
-                times[name] += [seconds] if index else []
+                ends[name].send(steps * network.steps)
+                times[name] += [ends[name].recv()][: bool(index)]
             bar.update()
     return times
 
 
+def serve(network: str, variant: str, threads: int, end: Any) -> None:
+    """Train one compiled variant, as many steps at a time as are asked for at the pipe's end."""
+    torch.set_num_threads(threads)
+    training = Training(next(n for n in NETWORKS if n.name == network), compiled=True)
+    with COMPILED[variant](training.model) as watch:
+        training.steps(watch, COMPILED_WARM)
+        end.send("ready")
+        while True:
+            end.send(training.timed(watch, end.recv()))
+
+
 def tables(results: dict[str, Any]) -> list[str]:
     """The lines of all tables, as the READMEs quote them."""
-    lines = _table(results["eager"], "model")
-    if results["compiled"]:
-        lines += ["", *_table(results["compiled"], "model, compiled")]
-    if results["peers"]:
-        lines += ["", *_peer_table(results["peers"])]
-    return lines
+    titles = {"eager": "model", "compiled": "model, compiled"}
+    lines: list[str] = []
+    for part, title in titles.items():
+        lines += _table(results[part], title) if part in results else []
+    return [*lines, *_peer_table(results["peers"])] if "peers" in results else lines
 
 
 def _table(measured: dict[str, dict[str, float]], title: str) -> list[str]:
-    names = [name for name in next(iter(measured.values())) if name != "bare"]
+    names = [name for name in next(iter(measured.values()), {}) if name != "bare"]
     lines = [f"| {title} | bare step | {' | '.join(names)} |", "|---|--:|" + "--:|" * len(names)]
     for network, seconds in measured.items():
         bare = seconds["bare"]
         added = " | ".join(_added(seconds[name], bare) for name in names)
         lines.append(f"| {network} | {1000 * bare:.1f} ms | {added} |")
-    return lines
+    return ["", *lines]
 
 
 def _peer_table(peers: dict[str, Any]) -> list[str]:
@@ -179,7 +201,7 @@ def _peer_table(peers: dict[str, Any]) -> list[str]:
         ]
         title = f"{peer} {result['version']}" if "version" in result else f"{peer}: not installed"
         lines.append(f"| {title} | {' | '.join(cells)} | {computes[peer]} |")
-    return lines
+    return ["", *lines]
 
 
 def _added(seconds: float, bare: float) -> str:
@@ -187,17 +209,20 @@ def _added(seconds: float, bare: float) -> str:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that was asked for, and on what."""
+    """All parts that were asked for, and on what."""
     networks = [network for network in NETWORKS if options.networks in network.name]
     large = [network for network in networks if network.steps == 1]
     given = options.rounds, options.steps
-    with tqdm(total=(len(networks) + len(large)) * (options.rounds + 1), unit="round") as bar:
-        eager = {n.name: _medians(measure_eager(n, *given, bar)) for n in networks}
-        compiled = {n.name: _medians(measure_compiled(n, *given, bar)) for n in large}
-    peers = measure_peers(options.peers, *given, options.threads, options.networks)
     machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
-    parts = {"eager": eager, "compiled": compiled, "peers": peers}
-    return {"machine": machine, "rounds": options.rounds, **parts}
+    results: dict[str, Any] = {"machine": machine, "rounds": options.rounds}
+    ways = {"eager": (measure_eager, networks), "compiled": (measure_compiled, large)}
+    for part in ways.keys() & options.parts:
+        way, timed = ways[part]
+        with tqdm(total=len(timed) * (options.rounds + 1), unit="round", desc=part) as bar:
+            results[part] = {n.name: _medians(way(n, *given, bar)) for n in timed}
+    if "peers" in options.parts:
+        results["peers"] = measure_peers(options.peers, *given, options.threads, options.networks)
+    return results
 
 
 def _medians(times: Times) -> dict[str, float]:
@@ -212,16 +237,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--networks", default="", help="a part of the names of those to time")
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
     parser.add_argument("--peers", nargs="*", default=names, help=", ".join(names))
-    parser.add_argument("--out", type=Path, help="write the seconds to this file as JSON")
+    parser.add_argument("--out", type=Path, help="write the seconds to this JSON file, by part")
     parser.add_argument("--show", type=Path, help="measure nothing, print what this file holds")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     results = json.loads(options.show.read_text()) if options.show else measure(options)
+    if options.out is not None:
+        kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+        results = kept | results
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
     print(f"\nAdded to a training step, {results['machine']}, {results['rounds']} rounds\n")
     print("\n".join(tables(results)))
-    if options.out is not None:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -75,6 +75,26 @@ def test_large_mean_and_small_spread(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(got["m2"] / got["finite"], exact.var(0), rtol=1e-5)
 
 
+def test_one_pass_about_a_pivot_bears_a_large_mean_too() -> None:
+    generator = torch.Generator().manual_seed(0)
+    batches = [1000 + 0.1 * torch.randn(4096, 3, generator=generator) for _ in range(50)]
+    batches[0][:3] = torch.tensor([[math.nan], [math.inf], [1e6]])  # of what the first pivot is
+    total = stats.new(3, torch.device("cpu"))
+    for z in batches:
+        pivot = kernels.pivot_of(z, 1, total)
+        stats.update_(total, kernels.fused(z, 1, RELU, None, pivot))
+    exact = torch.cat(batches)[2:].double().numpy()
+    np.testing.assert_allclose(total["mean"], exact.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(total["m2"] / total["finite"], exact.var(0), rtol=1e-3)
+    again = stats.new(3, torch.device("cpu"))
+    for z in batches[1:]:
+        pivot = kernels.pivot_of(z, 1, again)
+        stats.update_(again, kernels.fused(z, 1, RELU, None, pivot))
+    later = torch.cat(batches[1:]).double().numpy()
+    np.testing.assert_allclose(again["mean"], later.mean(0), rtol=1e-9)
+    np.testing.assert_allclose(again["m2"] / again["finite"], later.var(0), rtol=1e-5)
+
+
 def test_counts_beyond_what_float32_can_hold() -> None:
     total = stats.new(2, torch.device("cpu"))
     batch: stats.Batch = {"count": 2**31 + 1, "open": torch.tensor([2**31, 2**31 + 1])}

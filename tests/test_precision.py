@@ -247,7 +247,7 @@ def test_one_bad_batch_marks_the_units_it_hit_and_no_other(compiled: bool) -> No
 
 def in_one_pass(z: Tensor, dim: int, gate: Gate) -> dict[str, Any]:
     total = stats.new(z.shape[dim], z.device)
-    stats.update_(total, kernels.fused(z, dim, gate, None, True))
+    stats.update_(total, kernels.fused(z, dim, gate, None, kernels.pivot_of(z, dim, total)))
     stats.update_(total, kernels.fused_outputs(z, dim))
     return {name: value.numpy() for name, value in total.items()}
 
@@ -321,7 +321,8 @@ def test_neither_chunks_nor_the_order_of_units_matter(
     total = stats.new(rows.shape[1], rows.device)
     for part in parts:
         if part.numel():
-            stats.update_(total, kernels.fused(part[:, units], 1, RELU, None, True))
+            pivot = kernels.pivot_of(part[:, units], 1, total)
+            stats.update_(total, kernels.fused(part[:, units], 1, RELU, None, pivot))
             stats.update_(total, kernels.fused_outputs(part[:, units], 1))
     whole = in_one_pass(z, dim, RELU)
     whole = {name: v if len(v) == 1 else v[units.numpy()] for name, v in whole.items()}
@@ -354,7 +355,7 @@ def test_the_host_finds_what_several_passes_find(
 def weights_of(parts: list[Tensor]) -> stats.Accumulator:
     total = stats.new(2, parts[0].device)
     for part in parts:
-        stats.update_(total, kernels.fused(part, 1, RELU, None, True))
+        stats.update_(total, kernels.fused(part, 1, RELU, None, kernels.pivot_of(part, 1, total)))
     return total
 
 

@@ -18,14 +18,11 @@ from torch import Tensor, nn
 
 from deadwatch.observe.kernels import open_count
 from deadwatch.observe.stats import Accumulator, Batch
-from deadwatch.observe.views import chunks, chunks_with_scratch, per_unit, reduced
+from deadwatch.observe.views import LONG, chunks, chunks_with_scratch, per_unit, reduced
 from deadwatch.records import Gate
 
 _NEAR = 16.0
 """How often the variance may go into the mean square."""
-
-_LONG = 48
-"""Length from which a norm along the innermost axis beats squares and a sum."""
 
 
 class Sums(NamedTuple):
@@ -133,7 +130,7 @@ def _centred(z: Tensor, dim: int, mean: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _squares(x: Tensor, scratch: Tensor) -> Tensor:
-    if x.ndim == 3 and x.shape[2] >= _LONG:
+    if x.ndim == 3 and x.shape[2] >= LONG:
         norms: Tensor = torch.linalg.vector_norm(x, dim=2)
         return norms.square_().sum(0)
     return reduced(torch.sum, torch.mul(x, x, out=scratch))

@@ -164,7 +164,8 @@ class InGraph:
             if z.numel():
                 weight = self.weights[z.device]
                 state.seen.add_(weight * (z.numel() // state.units))
-                batch = kernels.fused(z, state.dim, state.gate, state.low, self.moments)
+                pivot = kernels.pivot_of(z, state.dim, state.data) if self.moments else None
+                batch = kernels.fused(z, state.dim, state.gate, state.low, pivot)
                 stats.update_(state.data, stats.weighted(batch, weight))
 
     def _observe_output(self, place: Place, output: Tensor) -> None:

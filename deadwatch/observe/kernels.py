@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from deadwatch.observe.stats import Batch, real_dtype
+from deadwatch.observe.stats import Accumulator, Batch, real_dtype
 from deadwatch.observe.views import (
+    LONG,
     Reduction,
     canonical,
     chunks_with_scratch,
@@ -76,46 +78,93 @@ def outputs(h: Tensor, dim: int) -> Iterator[Batch]:
         }
 
 
-def fused(z: Tensor, dim: int, gate: Gate, low: Tensor | None, every: bool) -> Batch:
-    """Liveness, and with ``every`` the moments, for a compiler that fuses them into one pass."""
+def fused(
+    z: Tensor, dim: int, gate: Gate, low: Tensor | None, pivot: Tensor | None = None
+) -> Batch:
+    """Liveness, and with a pivot the moments, for a compiler that fuses them into one pass.
+
+    Args:
+        z: Pre-activation.
+        dim: Unit axis.
+        gate: The gate of all units.
+        low: Lower ends per unit (C,), where they differ.
+        pivot: Something near the mean of each unit (C,), about which the variance is taken: the
+            mean itself would need a pass of its own. See `pivot_of`.
+    """
     z, dim = _two_axes(z, dim)
-    x, others = wide(z), _others(z, dim)
+    x = wide(z)
     is_open = _is_open(x, gate, None if low is None else low.view(_broadcast(z, dim)))
-    batch: Batch = {"opened": is_open.any(others), "suspect": x.isnan().any(others)}
+    if pivot is None:
+        opened, suspect = _staged(torch.any, is_open, dim), _staged(torch.any, x != x, dim)
+    else:
+        opened, suspect = (_counted(of, dim) for of in (is_open, x != x))
+    batch: Batch = {"opened": opened > 0, "suspect": suspect > 0}
     if gate.always_open:
-        batch = {"opened": torch.ones(z.shape[dim], dtype=torch.bool, device=z.device)}
-    if not every:
-        return batch
-    finite, real = x.isfinite(), real_dtype(x.device)
-    count = finite.sum(others)
-    divisor = count.clamp(min=1)
-    mean = torch.where(finite, x, 0).sum(others) / divisor
-    apart = torch.where(finite, x - mean.view(_broadcast(z, dim)), 0)
-    drift = apart.sum(others) / divisor
-    m2 = apart.square().sum(others) - drift.square() * divisor
-    taken: Batch = {
-        "count": z.numel() // z.shape[dim],
-        "open": is_open.sum(others),
+        batch = {"opened": torch.ones_like(opened, dtype=torch.bool)}
+    return batch if pivot is None else batch | {"open": opened} | _moments_about(pivot, x, dim)
+
+
+def pivot_of(z: Tensor, dim: int, into: Accumulator) -> Tensor:
+    """The mean so far (C,), or else that of the first few elements of each unit."""
+    z, dim = _two_axes(z, dim)
+    at: tuple[Any, ...] = (slice(_FIRST), *(0,) * (z.ndim - 2))
+    first = wide(z.movedim(dim, -1)[at])
+    finite = first.isfinite()
+    mean = torch.where(finite, first, 0).sum(0) / finite.sum(0).clamp(min=1)
+    return torch.where(into["finite"] > 0, into["mean"].to(mean.dtype), mean)
+
+
+_FIRST = 8
+"""Elements whose mean is taken for the mean at first: some, should one be far off or not finite."""
+
+
+def _moments_about(pivot: Tensor, x: Tensor, dim: int) -> Batch:
+    real, finite = real_dtype(x.device), x.isfinite()
+    apart = torch.where(finite, x - pivot.view(_broadcast(x, dim)), 0)
+    count = _counted(finite, dim)
+    total, squares = (_staged(torch.sum, of, dim).to(real) for of in (apart, apart.square()))
+    drift = total / count.clamp(min=1)
+    return {
+        "count": x.numel() // x.shape[dim],
         "finite": count,
-        "mean": mean.to(real) + drift,
-        "m2": m2.to(real).clamp(min=0),
-        "min": torch.where(finite, x, math.inf).amin(others),
-        "max": torch.where(finite, x, -math.inf).amax(others),
+        "mean": pivot.to(real) + drift,
+        "m2": (squares - drift * total).clamp(min=0),
+        "min": _staged(torch.amin, torch.where(finite, x, math.inf), dim),
+        "max": _staged(torch.amax, torch.where(finite, x, -math.inf), dim),
     }
-    return batch | taken
 
 
 def fused_outputs(h: Tensor, dim: int) -> Batch:
     """Sums of f(z) and |f(z)|, as `outputs` takes them, for a compiler."""
     h, dim = _two_axes(h, dim)
-    x, others, real = wide(h), _others(h, dim), real_dtype(h.device)
+    x, real = wide(h), real_dtype(h.device)
     finite = x.isfinite()
     clean = torch.where(finite, x, 0)
     return {
-        "out_bad": (~finite).sum(others).to(torch.int32),
-        "out_sum": clean.sum(others).to(real),
-        "out_abs": clean.abs().sum(others).to(real),
+        "out_bad": _counted(~finite, dim).to(torch.int32),
+        "out_sum": _staged(torch.sum, clean, dim).to(real),
+        "out_abs": _staged(torch.sum, clean.abs(), dim).to(real),
     }
+
+
+def _counted(flags: Tensor, dim: int) -> Tensor:
+    """How often a flag is set for each unit (C,)."""
+    if flags.numel() // flags.shape[dim] >= _EXACT:
+        return _staged(torch.sum, flags, dim)
+    # Compilers vectorise sums of float32, which are exact here, and sums of flags hardly.
+    return _staged(torch.sum, flags.to(torch.float32), dim).to(torch.int64)
+
+
+_EXACT = 1 << 24
+"""Elements from which float32 does not count exactly."""
+
+
+def _staged(reduction: Reduction, x: Tensor, dim: int) -> Tensor:
+    """A reduction to (C,), over the batch first where the axes behind the units are short."""
+    others = _others(x, dim)
+    if dim % x.ndim != 1 or x.ndim == 2 or math.prod(x.shape[2:]) >= LONG:
+        return reduction(x, others)
+    return reduction(reduction(x, 0), tuple(range(1, x.ndim - 1)))
 
 
 def open_count(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
@@ -138,7 +187,7 @@ def open_count(x: Tensor, gate: Gate, low: Tensor | None, a: Tensor, b: Tensor) 
 def _is_open(x: Tensor, gate: Gate, low: Tensor | None) -> Tensor:
     """Where the gate is open, as a bool tensor; it is closed for NaN."""
     if gate.always_open:
-        return ~x.isnan()
+        return x == x
     if not gate.inside:
         return (x > gate.high) | (x < gate.low)
     if gate.low == -math.inf:

@@ -22,7 +22,7 @@ CHUNK = 1 << 18
 DEVICE_CHUNK = 1 << 24
 """Elements of a chunk elsewhere: enough to fill a device, so that launches do not dominate."""
 
-_LONG = 48
+LONG = 48
 """Length from which the innermost axis is reduced before the outermost."""
 
 Reduction = Callable[[Tensor, Any], Tensor]
@@ -61,7 +61,7 @@ def reduced(reduction: Reduction, x: Tensor) -> Tensor:
         return reduction(x, 0)
     if not x.is_cpu:
         return reduction(x, (0, 2))
-    if x.shape[2] >= _LONG:
+    if x.shape[2] >= LONG:
         return reduction(reduction(x, 2), 0)
     return reduction(reduction(x, 0), 1)
 
