@@ -178,7 +178,7 @@ class InGraph:
         state = place.states[call]
         with torch.no_grad():
             if self.moments and output.numel():
-                batch = kernels.fused_outputs(output.detach(), state.dim)
+                batch = kernels.fused_outputs(output.detach(), state.dim, signed=state.signed)
                 stats.update_(state.data, stats.weighted(batch, self.weights[output.device]))
 
     def _call(self, place: Place) -> int:

@@ -109,9 +109,10 @@ def pivot_of(z: Tensor, dim: int, into: Accumulator) -> Tensor:
     z, dim = _two_axes(z, dim)
     at: tuple[Any, ...] = (slice(_FIRST), *(0,) * (z.ndim - 2))
     first = wide(z.movedim(dim, -1)[at])
-    finite = first.isfinite()
-    mean = torch.where(finite, first, 0).sum(0) / finite.sum(0).clamp(min=1)
-    return torch.where(into["finite"] > 0, into["mean"].to(mean.dtype), mean)
+    finite, known = first.isfinite(), into["finite"] > 0
+    first = torch.where(finite & ~known, first, 0) / finite.sum(0).clamp(min=1)
+    # A sum at the end, for compilers compute all before it anew for every element.
+    return torch.cat([torch.where(known, into["mean"], 0).to(first.dtype)[None], first]).sum(0)
 
 
 _FIRST = 8
@@ -134,29 +135,34 @@ def _moments_about(pivot: Tensor, x: Tensor, dim: int) -> Batch:
     }
 
 
-def fused_outputs(h: Tensor, dim: int) -> Batch:
-    """Sums of f(z) and |f(z)|, as `outputs` takes them, for a compiler."""
+def fused_outputs(h: Tensor, dim: int, *, signed: bool = True) -> Batch:
+    """Sums of f(z) and |f(z)|, as `outputs` takes them, for a compiler.
+
+    Args:
+        h: Output.
+        dim: Unit axis.
+        signed: Whether it may be negative.
+    """
     h, dim = _two_axes(h, dim)
     x, real = wide(h), real_dtype(h.device)
     finite = x.isfinite()
     clean = torch.where(finite, x, 0)
+    total = _staged(torch.sum, clean, dim).to(real)
     return {
         "out_bad": _counted(~finite, dim).to(torch.int32),
-        "out_sum": _staged(torch.sum, clean, dim).to(real),
-        "out_abs": _staged(torch.sum, clean.abs(), dim).to(real),
+        "out_sum": total,
+        "out_abs": _staged(torch.sum, clean.abs(), dim).to(real) if signed else total,
     }
 
 
 def _counted(flags: Tensor, dim: int) -> Tensor:
     """How often a flag is set for each unit (C,)."""
-    if flags.numel() // flags.shape[dim] >= _EXACT:
-        return _staged(torch.sum, flags, dim)
-    # Compilers vectorise sums of float32, which are exact here, and sums of flags hardly.
-    return _staged(torch.sum, flags.to(torch.float32), dim).to(torch.int64)
+    # Compilers vectorise sums of int32 best; one tensor holds no more elements than fit.
+    return _staged(_sum_of_flags, flags, dim).to(torch.int64)
 
 
-_EXACT = 1 << 24
-"""Elements from which float32 does not count exactly."""
+def _sum_of_flags(flags: Tensor, dim: Any) -> Tensor:
+    return flags.sum(dim, dtype=torch.int32)
 
 
 def _staged(reduction: Reduction, x: Tensor, dim: int) -> Tensor:
