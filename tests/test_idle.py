@@ -106,6 +106,17 @@ def test_samples_of_every_shape_are_counted_while_idle() -> None:
         assert watch.close_window()["act"].samples == sum(sizes) + 64
 
 
+def test_what_holds_no_floating_point_data_is_not_counted_while_idle_either() -> None:
+    model = Body(lambda body, x: body.act(x))
+    with watched(model, stats_every_n_steps=1000) as watch:
+        for _ in range(6):
+            step(model, watch, X.abs().requires_grad_())
+        assert watch._taps._calls.sites["act"].settled
+        for other in (X.long(), X.to("meta"), X[:0]):
+            model(other)
+        assert watch.close_window()["act"].samples == 6 * 64
+
+
 def test_a_nan_after_every_gate_was_open_hides_nothing() -> None:
     model = Body(plain)
     with watched(model, stats_every_n_steps=1000) as watch:

@@ -121,6 +121,8 @@ class SiteState:
         return (
             self.settled
             and type(source) is Tensor
+            and source.is_floating_point()
+            and not source.is_meta
             and source.ndim == self.site.ndim
             and source.shape[self.dim] == self.units
             and self.sampled >= 0
