@@ -120,14 +120,17 @@ def in_turn(names: list[str], index: int) -> list[str]:
 
 
 def measure_eager(network: Network, rounds: int, steps: int, bar: Any) -> Times:
-    """Seconds a step of every round; each attaches afresh, which is not timed."""
-    trainings = {name: Training(network) for name in EAGER}
+    """Seconds a step of every round; each attaches afresh, which is not timed.
+
+    The networks go round as well: where one lies in memory makes a difference of some percent.
+    """
+    trainings = [Training(network) for _ in EAGER]
     times: Times = {name: [] for name in EAGER}
     for index in range(rounds + 1):
-        for name in in_turn(list(EAGER), index):
-            with EAGER[name](trainings[name].model) as watch:
-                trainings[name].steps(watch, WARM)
-                seconds = trainings[name].timed(watch, steps * network.steps)
+        for training, name in zip(trainings, in_turn(list(EAGER), index), strict=True):
+            with EAGER[name](training.model) as watch:
+                training.steps(watch, WARM)
+                seconds = training.timed(watch, steps * network.steps)
             times[name] += [seconds] if index else []  # the round before the first warms up
         bar.update()
     return times

@@ -131,9 +131,10 @@ def test_functions_are_measured_as_modules_are(clock: Clock) -> None:
         assert meter is not None
         cost = meter.read()
         assert cost is not None
-        # The two hooks of the module, and twice before the function: 1 ms each by this clock.
-        assert cost.base == pytest.approx(0.004)
-        assert cost.moments == pytest.approx(0, abs=1e-9)
+        # By this clock the module's two hooks take 1 ms each, and so does what is done before and
+        # at the function, and after it where there is something to look at.
+        assert 0.004 <= cost.base < 0.005
+        assert cost.base + cost.moments == pytest.approx(0.005)
 
 
 def test_a_stretch_within_a_stretch_counts_once(clock: Clock) -> None:

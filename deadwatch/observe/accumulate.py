@@ -42,6 +42,7 @@ class SiteState:
         settled: Whether every gate is known to have been open in this window.
         checks: How often liveness was looked for in this window.
         signed: Whether outputs may be negative.
+        finite: Finite elements of every unit whose moments were taken, if that is one number.
     """
 
     base: str
@@ -63,6 +64,7 @@ class SiteState:
     settled: bool = False
     checks: int = 0
     signed: bool = True
+    finite: int | None = None
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -80,7 +82,7 @@ class SiteState:
         shown = dim if dim == -1 else dim % z.ndim
         site = replace(site, unit_dim=shown, ndim=z.ndim)
         module, gate = candidate.module, candidate.gate
-        state = cls(base, site, module, units, dim, data, age, flat, gate, seen)
+        state = cls(base, site, module, units, dim, data, age, flat, gate, seen, finite=0)
         state.adopt(candidate)
         return state
 
@@ -165,8 +167,11 @@ class SiteState:
     def _take_moments(self, z: Tensor) -> None:
         batch = host.moments(z, self.dim, self.gate, self.low) if z.is_cpu else None
         if batch is not None:
-            stats.update_(self.data, batch)
+            stats.update_(self.data, batch, self.finite)
+            if self.finite is not None:
+                self.finite += z.numel() // self.units
             return
+        self.finite = None
         self._check_liveness(z)
         for part in kernels.moments(z, self.dim, self.gate, self.low):
             stats.update_(self.data, part)
@@ -224,5 +229,5 @@ def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
         torch._foreach_zero_([state.seen for state in states])
     for state in states:
         state.samples, state.sampled = 0, -1
-        state.settled, state.checks = False, 0
+        state.settled, state.checks, state.finite = False, 0, 0
         state.age = ages[state.site.name].copy()  # a report holds the other

@@ -169,10 +169,8 @@ class Calls:
         """
         if self._tracing is frame or any(place.active for place in self._places.values()):
             return True
-        if not self._layout.calls_functions:
-            return False
-        if self.graph.traced or module not in self.traced:
-            return True
+        if not self._layout.calls_functions or self.graph.traced or module not in self.traced:
+            return self._layout.calls_functions
         self.frames[module] += frame.counted
         return self.frames[module] & (self.frames[module] - 1) == 0
 
@@ -339,6 +337,8 @@ class Calls:
                 self.graph.know(place)
             elif place.functional:
                 place.follow(state, module)
+            if self.graph.traced:
+                state.finite = None  # graphs add to it
             state.observe(z, self.clock.tick, self.clock.gap)
         with torch._C.DisableTorchFunction():  # but with gradients as they are
             if self._tracing is frame and source.ndim:

@@ -45,17 +45,18 @@ def moments(z: Tensor, dim: int, gate: Gate, low: Tensor | None = None) -> Batch
         low: Lower ends per unit (C,), where they differ; only with a gate that has no upper end.
     """
     sums = _sums(z, dim, gate, low)
-    if not math.isfinite(float(sums.squares.sum())):
-        return None
     count = z.numel() // z.shape[dim]
     mean = sums.total / count
-    m2 = sums.squares - sums.total * mean
-    if bool((m2 * _NEAR < sums.squares).any()):
+    m2 = torch.addcmul(sums.squares, sums.total, mean, value=-1)
+    farthest = float(torch.sub(sums.squares, m2, alpha=_NEAR).amax())
+    if not math.isfinite(farthest):
+        return None
+    if farthest > 0:
         mean, m2 = _centred(z, dim, mean)
     return {
         "opened": sums.opened > 0,
         "count": count,
-        "open": sums.opened.to(torch.int64),
+        "open": sums.opened,
         "finite": count,
         "mean": mean,
         "m2": m2,
@@ -101,7 +102,7 @@ def _sums(z: Tensor, dim: int, gate: Gate, low: Tensor | None) -> Sums:
     return Sums(
         _added(totals),
         _added(squares),
-        _added(opened),
+        _added(opened, torch.int64),
         least[0] if len(least) == 1 else torch.stack(least).amin(0),
         most[0] if len(most) == 1 else torch.stack(most).amax(0),
     )
@@ -136,8 +137,8 @@ def _squares(x: Tensor, scratch: Tensor) -> Tensor:
     return reduced(torch.sum, torch.mul(x, x, out=scratch))
 
 
-def _added(parts: Sequence[Tensor]) -> Tensor:
-    """The sum of what the chunks gave, in float64."""
+def _added(parts: Sequence[Tensor], dtype: torch.dtype = torch.float64) -> Tensor:
+    """The sum of what the chunks gave, in float64 or as whole numbers."""
     if len(parts) == 1:
-        return parts[0].to(torch.float64)
-    return torch.stack(tuple(parts)).sum(0, dtype=torch.float64)
+        return parts[0].to(dtype)
+    return torch.stack(tuple(parts)).to(dtype).sum(0)

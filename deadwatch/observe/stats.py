@@ -114,10 +114,16 @@ def reset_(accumulators: Iterable[Accumulator]) -> None:
             torch._foreach_add_(tensors, start)
 
 
-def update_(into: Accumulator, batch: Batch) -> None:
-    """Merge ``batch`` (any subset of the statistics, moments together) into ``into``, in place."""
+def update_(into: Accumulator, batch: Batch, finite: int | None = None) -> None:
+    """Merge a batch into an accumulator, in place.
+
+    Args:
+        into: The accumulator.
+        batch: Any subset of the statistics, moments together.
+        finite: The finite elements that every unit has had so far, if that is one number.
+    """
     if "mean" in batch:
-        _merge_moments_(into, batch)
+        _merge_moments_(into, batch, finite)
     for name, value in batch.items():
         stat = STATISTICS[name]
         if stat.kind == "flag":
@@ -143,9 +149,15 @@ def weighted(batch: Batch, weight: Tensor) -> Batch:
     }
 
 
-def _merge_moments_(into: Accumulator, batch: Batch) -> None:
-    mine, theirs = into["finite"].to(into["mean"].dtype), batch["finite"]
-    share = theirs / (mine + theirs).clamp_(min=1)
-    delta = batch["mean"] - into["mean"]
-    into["m2"].add_(batch["m2"]).addcmul_(delta.square(), mine * share)
-    into["mean"].addcmul_(delta, share)
+def _merge_moments_(into: Accumulator, batch: Batch, finite: int | None) -> None:
+    theirs, delta = batch["finite"], batch["mean"] - into["mean"]
+    into["m2"].add_(batch["m2"])
+    if finite is not None and isinstance(theirs, int):
+        share = theirs / max(1, finite + theirs)
+        into["m2"].addcmul_(delta, delta, value=finite * share)
+        into["mean"].add_(delta, alpha=share)
+        return
+    mine = into["finite"].to(into["mean"].dtype)
+    shares = theirs / (mine + theirs).clamp_(min=1)
+    into["m2"].addcmul_(delta.square(), mine * shares)
+    into["mean"].addcmul_(delta, shares)
