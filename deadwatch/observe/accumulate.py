@@ -217,7 +217,7 @@ class SiteState:
 
 _SAVED = (
     *("base", "site", "units", "dim", "data", "age", "flat"),
-    *("seen", "samples", "sampled", "last", "hidden"),
+    *("seen", "samples", "sampled", "last", "hidden", "finite"),
 )
 """What of a site's state is not told by its module."""
 
