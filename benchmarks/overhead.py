@@ -44,18 +44,24 @@ COMPILED_WARM = 14
 
 @contextmanager
 def with_dead_units(model: nn.Module) -> Iterator[Watch]:
-    """Watch, while the first unit of every layer is dead: no gate is ever done with."""
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.BatchNorm2d))]
-    biases = [layer.bias for layer in layers if layer.bias is not None]
+    """Watch, while the first unit of every activation is dead: no site is ever done with."""
+    # In these networks the wide layers and the batch norms are what feeds the activations.
+    layers = [m for m in model.modules() if getattr(m, "out_features", 0) > 256 or is_norm(m)]
+    biases = [layer.bias for layer in layers if isinstance(layer.bias, nn.Parameter)]
     kept = [bias.detach().clone() for bias in biases]
     with torch.no_grad():
         for bias in biases:
-            bias[0] = -1e4
+            bias[0] = -100.0
     with Watch(model) as watch:
         yield watch
     with torch.no_grad():
         for bias, old in zip(biases, kept, strict=True):
             bias.copy_(old)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a batch norm."""
+    return isinstance(module, nn.BatchNorm2d)
 
 
 @contextmanager
@@ -133,6 +139,8 @@ def measure_eager(network: Network, rounds: int, steps: int, bar: Any) -> Times:
                 seconds = training.timed(watch, steps * network.steps)
             times[name] += [seconds] if index else []  # the round before the first warms up
         bar.update()
+    if not all(p.isfinite().all() for training in trainings for p in training.model.parameters()):
+        raise RuntimeError(f"the training of {network.name} diverged: its times tell nothing")
     return times
 
 
