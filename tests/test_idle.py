@@ -247,7 +247,7 @@ def test_an_interrupt_within_is_forgotten_by_the_next_frame() -> None:
     def forward(body: Body, x: Tensor) -> Tensor:
         out = plain(body, x)
         if interrupt[0]:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("on purpose")
         return plain(body, x) + out
 
     model = nn.Sequential(Body(forward))
@@ -255,7 +255,7 @@ def test_an_interrupt_within_is_forgotten_by_the_next_frame() -> None:
         for index in range(12):
             interrupt[0] = index == 7
             if interrupt[0]:
-                with pytest.raises(KeyboardInterrupt):
+                with pytest.raises(KeyboardInterrupt, match="on purpose"):
                     model(X)
             else:
                 step(model, watch)
