@@ -24,6 +24,7 @@ figures: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 	$(BIN)/python -m benchmarks.efficacy
 	$(BIN)/python -m benchmarks.overhead --out benchmarks/overhead.json
+	$(BIN)/python -m benchmarks.scale --out benchmarks/scale.json
 	$(BIN)/python benchmarks/picture.py
 
 $(VENV)/bin/python:

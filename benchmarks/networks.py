@@ -6,6 +6,7 @@ file imports torch alone.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,6 +72,11 @@ NETWORKS = [
     Network("transformer 4×256, 8×64 tokens", transformer, (8, 64, 256), 1),
     Network("ResNet-18-shaped, 32×3×64×64", resnet, (32, 3, 64, 64), 1),
 ]
+
+
+def machine(threads: int) -> str:
+    """What a table was measured on."""
+    return f"{platform.machine()} CPU, {threads} thread(s), torch {torch.__version__}"
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from benchmarks.networks import NETWORKS, Network
+from benchmarks.networks import NETWORKS, Network, machine, train
 from benchmarks.peers.environments import measure as measure_peers
 from benchmarks.peers.table import PEERS
 from deadwatch import Watch
@@ -46,8 +45,11 @@ COMPILED_WARM = 14
 def with_dead_units(model: nn.Module) -> Iterator[Watch]:
     """Watch, while the first unit of every activation is dead: no site is ever done with."""
     # In these networks the wide layers and the batch norms are what feeds the activations.
-    layers = [m for m in model.modules() if getattr(m, "out_features", 0) > 256 or is_norm(m)]
-    biases = [layer.bias for layer in layers if isinstance(layer.bias, nn.Parameter)]
+    biases: list[Any] = [
+        module.bias
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm2d) or getattr(module, "out_features", 0) > 256
+    ]
     kept = [bias.detach().clone() for bias in biases]
     with torch.no_grad():
         for bias in biases:
@@ -57,11 +59,6 @@ def with_dead_units(model: nn.Module) -> Iterator[Watch]:
     with torch.no_grad():
         for bias, old in zip(biases, kept, strict=True):
             bias.copy_(old)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a batch norm."""
-    return isinstance(module, nn.BatchNorm2d)
 
 
 @contextmanager
@@ -105,9 +102,7 @@ class Training:
     def steps(self, watch: Any, count: int) -> None:
         """Plain training steps, reported to a watch."""
         for _ in range(count):
-            self._call(self.x).square().mean().backward()
-            self._optimizer.step()
-            self._optimizer.zero_grad()
+            train(self._call, self._optimizer, self.x, 1)
             if isinstance(watch, Watch):
                 watch.step()
 
@@ -224,8 +219,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     networks = [network for network in NETWORKS if options.networks in network.name]
     large = [network for network in networks if network.steps == 1]
     given = options.rounds, options.steps
-    machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
-    results: dict[str, Any] = {"machine": machine, "rounds": options.rounds}
+    results: dict[str, Any] = {"machine": machine(options.threads), "rounds": options.rounds}
     ways = {"eager": (measure_eager, networks), "compiled": (measure_compiled, large)}
     for part in ways.keys() & options.parts:
         way, timed = ways[part]

@@ -4,7 +4,7 @@ A site takes the same time whether there are a hundred or two thousand: what is 
 given in microseconds a site, and should be the same in every row. Bare and watched steps of one
 network run interleaved, round by round, and medians of their differences are taken.
 
-    python benchmarks/scale.py [--rounds 5] [--threads 1] [--out benchmarks/scale.json]
+    python -m benchmarks.scale [--rounds 5] [--threads 1] [--out benchmarks/scale.json]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from benchmarks.networks import machine, train
 from deadwatch import Watch
 
 SITES = (125, 250, 500, 1000, 2000)
@@ -68,9 +68,7 @@ class Run:
     def cycle(self, watch: Watch | None = None) -> None:
         """As many plain training steps as a measured window has."""
         for _ in range(CYCLE):
-            self.model(self.x).square().mean().backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            train(self.model, self.optimizer, self.x, 1)
             if watch is not None:
                 watch.step()
 
@@ -144,19 +142,19 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    machine = f"{platform.machine()} CPU, {options.threads} thread(s), torch {torch.__version__}"
+    on = machine(options.threads)
     sites, units = options.large
     with tqdm(total=(len(options.sites) + 1) * (options.rounds + 1), unit="round") as bar:
         curve = {
             n: measure(dense(n), torch.randn(32, 16), options.rounds, bar) for n in options.sites
         }
         large = measure(normed(sites, units), torch.randn(4, units), options.rounds, bar)
-    print(f"\nAdded by watching, {machine}, median of {options.rounds} rounds\n")
+    print(f"\nAdded by watching, {on}, median of {options.rounds} rounds\n")
     print_curve(curve)
     print(f"\n{sites} sites of {units} units each\n")
     print_large(large)
     if options.out is not None:
-        results = {"machine": machine, "curve": curve, "large": [sites, units, large]}
+        results = {"machine": on, "curve": curve, "large": [sites, units, large]}
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 
 

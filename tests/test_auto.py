@@ -103,6 +103,19 @@ def test_a_loop_that_reports_no_steps_is_measured_too() -> None:
         assert watch._taps._clock.every is not None
 
 
+def test_a_compiled_graph_is_not_broken_to_be_measured() -> None:
+    model = network()
+    call = torch.compile(model, backend="eager", fullgraph=True)
+    with Watch(call, stats_every_n_steps="auto") as watch:
+        for _ in range(20):
+            call(X).sum().backward()
+            watch.step()
+        assert sampled(watch) == 6
+        (note,) = (note for note in watch.close_window().notes if "statistics" in note)
+    assert "on every 10. step" in note
+    assert "inside of compiled graphs cannot be measured" in note
+
+
 def test_the_same_costs_give_the_same_interval(clock: Clock) -> None:
     found = set()
     for _ in range(2):
