@@ -47,6 +47,20 @@ class Place:
         return [batch[part::apart] for part in range(apart)]
 
 
+GRAPHS: list[Any] = []
+"""What has been compiled in this process."""
+
+
+def compiled(network: Any) -> Any:
+    """Compiled, into graphs that run as they are, which is quick."""
+
+    def keep(graph: Any, inputs: Any) -> Any:
+        GRAPHS.append(graph)
+        return graph.forward
+
+    return torch.compile(network, backend=keep)
+
+
 @dataclass
 class Run:
     """One training run.
@@ -59,6 +73,7 @@ class Run:
         over: What is done to the wrapper.
         inner: Whether the watch is given the network, and not what is around it.
         apart: With the samples of how many ranks one process calls the model, one after another.
+        loss: Of outputs and targets, summed over the samples.
         losses: The losses that the watch is told, by step; None for those of the training.
         accumulate: Batches to a step, all but the last of them under ``no_sync``.
         windows: Windows of a pass over all batches each.
@@ -72,6 +87,7 @@ class Run:
     over: Callable[[Any], Any] = lambda wrapper: wrapper
     inner: bool = False
     apart: int = 1
+    loss: Callable[[Tensor, Tensor], Tensor] = lambda out, target: (out - target).square().sum()
     losses: Callable[[int], float] | None = None
     accumulate: int = 1
     windows: int = 2
@@ -89,15 +105,21 @@ class Run:
         watch = Watch(
             watched, optimizer=optimizer, policy=self.policy, rules=rules, stats_every_n_steps=1
         )
+        compiled = len(GRAPHS)
         result: dict[str, Any] = {"reports": [], "hashes": [], "told": []}
         with warnings.catch_warnings(record=True) as caught, watch:
             warnings.simplefilter("always")
             for _ in range(self.windows):
                 for step in self._steps():
-                    self._train(step, model, network, optimizer, watch, place)
+                    loss = self._pass(step, model, place)
+                    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    watch.step(loss if self.losses is None else self.losses(watch.steps))
                     result["hashes"].append(hashed(network, optimizer))
                 result["reports"].append(watch.close_window())
                 result["hashes"].append(hashed(network, optimizer))
+        result["graphs"] = len(GRAPHS) - compiled
         result["told"] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         result["ledger"] = repr(to_plain(watch.ledger.state_dict()))
         result["hooks"] = sum(bool(p._post_accumulate_grad_hooks) for p in network.parameters())
@@ -109,27 +131,16 @@ class Run:
         for start in range(0, len(made), self.accumulate):
             yield made[start : start + self.accumulate]
 
-    def _train(
-        self,
-        step: list[Tensor],
-        model: Any,
-        network: nn.Module,
-        optimizer: Any,
-        watch: Watch,
-        at: Place,
-    ) -> None:
+    def _pass(self, step: list[Tensor], model: Any, at: Place) -> Tensor:
+        """Leave the gradients of one step in the parameters; returns the last loss."""
         loss = torch.zeros(())
         for number, batch in enumerate(step):
             last = number == len(step) - 1
             with nullcontext() if last or at.ranks == 1 else model.no_sync():
                 for x in at.shares(batch, self.apart):
-                    errors = (model(x) - x[:, :3]).square().sum()
-                    loss = errors * at.ranks / (len(batch) * len(step))
+                    loss = self.loss(model(x), x[:, :3]) * at.ranks / (len(batch) * len(step))
                     loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        watch.step(loss if self.losses is None else self.losses(watch.steps))
+        return loss
 
 
 def hashed(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:
@@ -152,7 +163,12 @@ def batches() -> list[Tensor]:
     return made
 
 
-def perform(tables: dict[int, dict[str, Run]], rank: int, ranks: int, folder: str) -> None:
+def perform(
+    tables: dict[int, dict[str, Callable[[Place], dict[str, Any]]]],
+    rank: int,
+    ranks: int,
+    folder: str,
+) -> None:
     """Be one rank of all runs for so many, one after the other; does not return."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks

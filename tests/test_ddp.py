@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deadwatch import (
@@ -18,11 +20,12 @@ from deadwatch import (
     Restandardize,
     Revive,
     SiteReport,
+    State,
     Swap,
     ThermalKick,
 )
 from deadwatch.plain import to_plain
-from tests.parallel import Place, Results, Run, batches, on_ranks
+from tests.parallel import Place, Results, Run, batches, compiled, on_ranks
 
 
 def network() -> nn.Sequential:
@@ -80,6 +83,31 @@ class Heads(nn.Module):
         return out
 
 
+class Functions(nn.Module):
+    """Its activations are functions, and one of them makes its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 3)
+        _kill(self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.last(F.relu(self.first(x))))
+
+
+class Margin(nn.Module):
+    """In its own forward is a hinge loss: a function whose last axis holds the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.act, self.last = nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3)
+        _kill(self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.act(self.first(x)))
+        return out + F.relu(x[:, 2] - 100)[:, None]
+
+
 def seeded(build: Any, **settings: Any) -> Any:
     def built() -> nn.Module:
         torch.manual_seed(0)
@@ -104,12 +132,16 @@ def by_rank() -> list[Tensor]:
     return made
 
 
+def of_sizes(*sizes: int) -> Callable[[], list[Tensor]]:
+    return lambda: [torch.ones(size, 6).double() * 0.1 for size in sizes]
+
+
+def hinge(out: Tensor, target: Tensor) -> Tensor:
+    return F.relu(1 - out * target.sign()).sum()
+
+
 def with_(*remedies: Any, **settings: Any) -> Policy:
     return Policy(remedies, when=0.0, cooldown=0, **settings)
-
-
-def compiled(network: Any) -> Any:
-    return torch.compile(network, backend="aot_eager")
 
 
 UNUSED = {"find_unused_parameters": True}
@@ -121,6 +153,9 @@ RUNS = {
     "static_graph": Run(network, ddp={"static_graph": True}),
     "gradient_as_bucket_view": Run(network, ddp={"gradient_as_bucket_view": True}),
     "no_sync": Run(network, accumulate=2),
+    "functions": Run(seeded(Functions)),
+    "a hinge loss in the training loop": Run(network, loss=hinge),
+    "a hinge loss, and functions in the model": Run(seeded(Functions), loss=hinge),
     "a branch that one rank takes": Run(seeded(Branching), ddp=UNUSED, batches=some_chosen),
     "a branch without samples on one rank": Run(
         seeded(Branching, always=True), batches=some_chosen
@@ -144,7 +179,7 @@ RUNS = {
     "PReLU, on a branch": Run(seeded(Branching), PRELU, ddp=UNUSED, batches=some_chosen, windows=3),
     "PReLU, undone": Run(
         network,
-        with_(Swap("prelu"), warmup=8),
+        with_(Swap("prelu", quiet=False), warmup=8),
         windows=4,
         losses=lambda step: 9.0 if step > 8 else 1.0,
     ),
@@ -154,12 +189,16 @@ TWO_RUNS = {
     "readers of their own": Run(
         seeded(Heads), with_(Recycle()), ddp=UNUSED, batches=by_rank, apart=2
     ),
+    "units differ by rank": Run(seeded(Margin), batches=of_sizes(7, 7)),
+    "given up on one rank": Run(seeded(Margin), batches=of_sizes(8, 8, 7), windows=1),
     "compiled inside": Run(network, PRELU, wrap=compiled),
     "compiled around": Run(network, over=compiled),
 }
 
 BOTH = {2: {**RUNS, **TWO_RUNS}, 3: RUNS}
 CASES = [(ranks, name) for ranks, runs in BOTH.items() for name in runs]
+BY_RANK = ("readers of their own", "units differ by rank", "given up on one rank")
+COMPARED = [(ranks, name) for ranks, name in CASES if name not in BY_RANK]
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +238,7 @@ def test_ranks_hold_the_same_verdicts_ledger_and_treatments(
             assert repr(to_plain(report)) == repr(to_plain(own))
 
 
-@pytest.mark.parametrize(("many", "name"), CASES)
+@pytest.mark.parametrize(("many", "name"), COMPARED)
 def test_reports_are_those_of_one_process(
     ranks: dict[int, list[Results]], alone: dict[str, dict[str, Any]], many: int, name: str
 ) -> None:
@@ -223,7 +262,7 @@ def _require_equal(found: SiteReport, expected: SiteReport) -> None:
         np.testing.assert_allclose(*values, rtol=1e-6, atol=1e-12, err_msg=figure)
 
 
-@pytest.mark.parametrize(("many", "name"), CASES)
+@pytest.mark.parametrize(("many", "name"), COMPARED)
 def test_weights_are_those_of_one_process(
     ranks: dict[int, list[Results]], alone: dict[str, dict[str, Any]], many: int, name: str
 ) -> None:
@@ -238,3 +277,62 @@ def test_nothing_is_left_on_the_parameters(
     ranks: dict[int, list[Results]], many: int, name: str
 ) -> None:
     assert [rank[name]["hooks"] for rank in ranks[many]] == [0] * many
+
+
+def test_a_unit_is_dead_only_if_dead_on_every_rank(ranks: dict[int, list[Results]]) -> None:
+    for many, results in ranks.items():
+        for rank in results:
+            dead = rank["DDP"]["reports"][0]["1"].dead
+            assert dead[:3].all(), many
+            assert not dead[4], many  # open on one sample of the second rank
+
+
+def test_all_that_read_a_unit_on_any_rank_are_silenced(ranks: dict[int, list[Results]]) -> None:
+    """One rank sees one head, the other the other; each knows of both."""
+    for rank in ranks[2]:
+        first, _ = rank["readers of their own"]["reports"]
+        (treatment,) = first.treatments
+        assert treatment.quiet
+        assert {"one.weight", "other.weight"} <= {c.tensor for c in treatment.changes}
+
+
+def test_names_are_those_of_the_model_inside(ranks: dict[int, list[Results]]) -> None:
+    for name in ("DDP", "DDP, the watch given the network", "compiled inside", "compiled around"):
+        for rank in ranks[2]:
+            assert set(rank[name]["reports"][0]) == {"1", "3"}
+            assert bool(rank[name]["graphs"]) == name.startswith("compiled"), name
+
+
+def test_slopes_added_after_the_wrap_have_learned(ranks: dict[int, list[Results]]) -> None:
+    names = [name for name in BOTH[2] if name.startswith("PReLU") and "undone" not in name]
+    for rank in (rank[name] for rank in ranks[2] for name in names):
+        assert all("averages the gradients" in done.note for done in rank["reports"][0].treatments)
+        slopes = [value for key, value in rank["weights"].items() if "replacement.weight" in key]
+        assert slopes
+        assert any((slope != 0.25).any() for slope in slopes)
+
+
+def test_a_swap_is_undone_on_all_ranks(ranks: dict[int, list[Results]]) -> None:
+    for rank in (rank["PReLU, undone"] for rank in ranks[2]):
+        assert "'undone': True" in rank["ledger"]
+        assert not [key for key in rank["weights"] if key.startswith("1.")]
+
+
+def test_a_site_of_which_ranks_find_other_numbers_of_units_is_not_judged(
+    ranks: dict[int, list[Results]],
+) -> None:
+    for rank in (rank["units differ by rank"] for rank in ranks[2]):
+        (told,) = set(rank["told"])
+        assert "relu has 3 or 4 units, depending on the rank" in told
+        for report in rank["reports"]:
+            assert report["relu"].units == report["relu"].samples == 0
+            assert report["act"].samples == 14
+            assert report["act"].dead[:3].all()
+
+
+def test_no_unit_is_dead_where_a_rank_gave_its_site_up(ranks: dict[int, list[Results]]) -> None:
+    for number, rank in enumerate(rank["given up on one rank"] for rank in ranks[2]):
+        assert ["the site had 4 units" in told for told in rank["told"]] == [True] * number
+        (report,) = rank["reports"]
+        assert report["relu"].samples == 3
+        assert (report["relu"].state == State.UNCERTAIN).all()

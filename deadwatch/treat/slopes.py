@@ -90,6 +90,6 @@ class SharedSlopes:
 
 
 _TOLD = (
-    "; deadwatch averages the gradients of the slopes over all ranks: wrap the model in DDP anew to "
-    "train on without it"
+    "; deadwatch averages the gradients of the slopes over all ranks: to train on without it, wrap "
+    "the model in DDP anew"
 )
