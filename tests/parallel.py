@@ -12,7 +12,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ from deadwatch.plain import to_plain
 from tests.ranks import run_ranks
 
 Results = dict[str, dict[str, Any]]
+Runs = Mapping[str, Callable[["Place"], dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def batches() -> list[Tensor]:
 
 
 def perform(
-    tables: dict[int, dict[str, Callable[[Place], dict[str, Any]]]],
+    tables: Mapping[int, Runs],
     rank: int,
     ranks: int,
     folder: str,

@@ -195,7 +195,7 @@ TWO_RUNS = {
     "compiled around": Run(network, over=compiled),
 }
 
-BOTH = {2: {**RUNS, **TWO_RUNS}, 3: RUNS}
+BOTH: dict[int, dict[str, Run]] = {2: {**RUNS, **TWO_RUNS}, 3: RUNS}
 CASES = [(ranks, name) for ranks, runs in BOTH.items() for name in runs]
 BY_RANK = ("readers of their own", "units differ by rank", "given up on one rank")
 COMPARED = [(ranks, name) for ranks, name in CASES if name not in BY_RANK]
@@ -249,10 +249,10 @@ def test_reports_are_those_of_one_process(
             (t.remedy, t.site, *t.units) for t in own.treatments
         }
         for site in own:
-            _require_equal(report[site], own[site])
+            require_equal(report[site], own[site])
 
 
-def _require_equal(found: SiteReport, expected: SiteReport) -> None:
+def require_equal(found: SiteReport, expected: SiteReport) -> None:
     assert (found.samples, found.units) == (expected.samples, expected.units)
     for counted in ("state", "dead", "age", "open_fraction", "nonfinite"):
         values = getattr(found, counted), getattr(expected, counted)
