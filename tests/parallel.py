@@ -78,7 +78,7 @@ class Run:
         losses: The losses that the watch is told, by step; None for those of the training.
         accumulate: Batches to a step, all but the last of them under ``no_sync``.
         windows: Windows of a pass over all batches each.
-        batches: What it is trained on.
+        batches: What it is trained on in each window.
     """
 
     build: Callable[[], nn.Module]
@@ -92,7 +92,7 @@ class Run:
     losses: Callable[[int], float] | None = None
     accumulate: int = 1
     windows: int = 2
-    batches: Callable[[], list[Tensor]] = lambda: batches()
+    batches: Callable[[int], list[Tensor]] = lambda window: batches()
 
     def __call__(self, place: Place) -> dict[str, Any]:
         torch.manual_seed(100 + place.rank)  # every rank has a stream of its own
@@ -110,8 +110,8 @@ class Run:
         result: dict[str, Any] = {"reports": [], "hashes": [], "told": []}
         with warnings.catch_warnings(record=True) as caught, watch:
             warnings.simplefilter("always")
-            for _ in range(self.windows):
-                for step in self._steps():
+            for window in range(self.windows):
+                for step in self._steps(window):
                     loss = self._pass(step, model, place)
                     nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                     optimizer.step()
@@ -127,8 +127,8 @@ class Run:
         result["weights"] = {k: v.clone() for k, v in network.state_dict().items()}
         return result
 
-    def _steps(self) -> Iterator[list[Tensor]]:
-        made = self.batches()
+    def _steps(self, window: int) -> Iterator[list[Tensor]]:
+        made = self.batches(window)
         for start in range(0, len(made), self.accumulate):
             yield made[start : start + self.accumulate]
 

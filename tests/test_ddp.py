@@ -49,13 +49,14 @@ def _kill(layer: Any) -> None:
 class Branching(nn.Module):
     """Some samples go through an expert as well, most do not."""
 
-    def __init__(self, *, always: bool = False) -> None:
+    def __init__(self, *, always: bool = False, healthy: bool = False) -> None:
         super().__init__()
         self.always = always
         self.first, self.act = nn.Linear(6, 12), nn.ReLU()
         self.expert = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 12))
         self.last = nn.Linear(12, 3)
-        _kill(self.first)
+        if not healthy:
+            _kill(self.first)
         with torch.no_grad():
             self.expert[0].bias[:2] = -40
 
@@ -117,14 +118,22 @@ def seeded(build: Any, **settings: Any) -> Any:
     return built
 
 
-def some_chosen() -> list[Tensor]:
+def some_chosen(window: int) -> list[Tensor]:
     """Some samples go through the expert, all of them on the second rank."""
     made = batches()
     made[0][1, 4] = made[1][1, 4] = made[3][1, 4] = 6
     return made
 
 
-def by_rank() -> list[Tensor]:
+def by_turns(window: int) -> list[Tensor]:
+    """In the first window the second rank alone goes through the expert, then the first alone."""
+    made = batches()
+    for batch in made:
+        batch[1 - window, 4] = 6
+    return made
+
+
+def by_rank(window: int) -> list[Tensor]:
     """Each rank calls one of the heads."""
     made = batches()
     for batch in made:
@@ -132,8 +141,8 @@ def by_rank() -> list[Tensor]:
     return made
 
 
-def of_sizes(*sizes: int) -> Callable[[], list[Tensor]]:
-    return lambda: [torch.ones(size, 6).double() * 0.1 for size in sizes]
+def of_sizes(*sizes: int) -> Callable[[int], list[Tensor]]:
+    return lambda window: [torch.ones(size, 6).double() * 0.1 for size in sizes]
 
 
 def hinge(out: Tensor, target: Tensor) -> Tensor:
@@ -160,6 +169,7 @@ RUNS = {
     "a branch without samples on one rank": Run(
         seeded(Branching, always=True), batches=some_chosen
     ),
+    "a branch that the ranks take by turns": Run(seeded(Branching), ddp=UNUSED, batches=by_turns),
     "Recycle": Run(network, with_(Recycle())),
     "ThermalKick": Run(network, with_(ThermalKick())),
     "Restandardize": Run(network, with_(Restandardize())),
@@ -177,6 +187,9 @@ RUNS = {
     "PReLU, static_graph": Run(network, PRELU, ddp={"static_graph": True}),
     "PReLU, no_sync": Run(network, PRELU, accumulate=2),
     "PReLU, on a branch": Run(seeded(Branching), PRELU, ddp=UNUSED, batches=some_chosen, windows=3),
+    "PReLU, on a branch alone": Run(
+        seeded(Branching, healthy=True), PRELU, ddp=UNUSED, batches=some_chosen, windows=3
+    ),
     "PReLU, undone": Run(
         network,
         with_(Swap("prelu", quiet=False), warmup=8),
