@@ -25,6 +25,7 @@ from deadwatch import (
     restore,
 )
 from tests.ranks import run_ranks
+from tests.test_wiring_architectures import CASES, Case
 
 SCRIPT = """
 import os, pickle, sys
@@ -231,7 +232,24 @@ def everything() -> dict[str, Any]:
     done["prelu"] = Run("blocks", policy_of(Swap("prelu"))).train(windows=1).result()
     done["after evaluation"] = after_evaluation()
     done["undone"] = undone()
+    done["wires"] = {case.name: wires(case) for case in CASES}
     return done
+
+
+def wires(case: Case) -> dict[str, Any]:
+    """The wires of an architecture, every layer of which is sharded by itself."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    model, x = case.build(), case.batch()
+    if world_and_rank()[0] > 1:
+        layers = nn.Linear, nn.Conv2d, nn.LayerNorm, nn.MultiheadAttention
+        for module in [m for m in model.modules() if type(m) in layers]:
+            fully_shard(module)
+        fully_shard(model)
+    with Watch(model, unit_dim={"act0": 1} if case.name == "heads" else None) as watch:
+        model(x)
+        return {name: str(report.site) for name, report in watch.peek().items()}
 
 
 def after_evaluation() -> dict[str, Any]:
@@ -324,6 +342,14 @@ def test_treating_a_sharded_model_gives_the_weights_of_one_process(
         assert told(rank[network, remedy]) == told(expected)
         assert_same_sites(rank[network, remedy]["reports"], expected["reports"])
         assert_close(rank[network, remedy]["weights"], expected["weights"])
+
+
+@pytest.mark.parametrize("architecture", [case.name for case in CASES])
+def test_sharded_layers_are_wired_as_whole_ones(
+    ranks: list[dict[str, Any]], alone: dict[str, Any], architecture: str
+) -> None:
+    for rank in ranks:
+        assert rank["wires"][architecture] == alone["wires"][architecture]
 
 
 def test_every_rank_holds_the_same_ledger_and_weights(ranks: list[dict[str, Any]]) -> None:

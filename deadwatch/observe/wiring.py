@@ -159,9 +159,11 @@ class Tracer:
     def _follow(
         self, func: Any, args: Any, kwargs: Any, result: Any, shapes: dict[int, tuple[int, ...]]
     ) -> None:
-        # What returns nothing may have written; what returns no tensor only looked.
-        wrote = result is None and func.__name__ != "__get__"
-        if wrote or any(True for _ in tensors_in(result)):
+        # What returns nothing may have written; what returns no tensor only looked, and so does
+        # who asks whether a tensor is a view, as fully_shard does.
+        if _name(func) == "_base":
+            return
+        if result is None or any(True for _ in tensors_in(result)):
             self._count_uses(args, kwargs, result)
             name = _name(func)
             rule = unknown if result is None else RULES.get(name, unlisted)
