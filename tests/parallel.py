@@ -13,7 +13,7 @@ import pickle
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ class Run:
         loss: Of outputs and targets, summed over the samples.
         losses: The losses that the watch is told, by step; None for those of the training.
         accumulate: Batches to a step, all but the last of them under ``no_sync``.
+        anew: Whether the watch is detached after each window, and attached for the next.
         windows: Windows of a pass over all batches each.
         batches: What it is trained on in each window.
     """
@@ -91,6 +92,7 @@ class Run:
     loss: Callable[[Tensor, Tensor], Tensor] = lambda out, target: (out - target).square().sum()
     losses: Callable[[int], float] | None = None
     accumulate: int = 1
+    anew: bool = False
     windows: int = 2
     batches: Callable[[int], list[Tensor]] = lambda window: batches()
 
@@ -107,7 +109,7 @@ class Run:
             watched, optimizer=optimizer, policy=self.policy, rules=rules, stats_every_n_steps=1
         )
         compiled = len(GRAPHS)
-        result: dict[str, Any] = {"reports": [], "hashes": [], "told": []}
+        result: dict[str, Any] = {"reports": [], "hashes": [], "collectives": []}
         with warnings.catch_warnings(record=True) as caught, watch:
             warnings.simplefilter("always")
             for window in range(self.windows):
@@ -118,7 +120,12 @@ class Run:
                     optimizer.zero_grad()
                     watch.step(loss if self.losses is None else self.losses(watch.steps))
                     result["hashes"].append(hashed(network, optimizer))
-                result["reports"].append(watch.close_window())
+                with counted_collectives() as collectives:
+                    result["reports"].append(watch.close_window())
+                result["collectives"].append(collectives)
+                if self.anew:
+                    watch.detach()
+                    watch.attach()
                 result["hashes"].append(hashed(network, optimizer))
         result["graphs"] = len(GRAPHS) - compiled
         result["told"] = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
@@ -142,6 +149,27 @@ class Run:
                     loss = self.loss(model(x), x[:, :3]) * at.ranks / (len(batch) * len(step))
                     loss.backward()
         return loss
+
+
+@contextmanager
+def counted_collectives() -> Iterator[list[str]]:
+    """The names of the collectives that are called within."""
+    names = [n for n in ("all_reduce", "all_gather_object", "broadcast") if hasattr(dist, n)]
+    called: list[str] = []
+    originals = {name: getattr(dist, name) for name in names}
+
+    def counting(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.append(name)
+            return originals[name](*args, **kwargs)
+
+        return call
+
+    for name in names:
+        setattr(dist, name, counting(name))
+    yield called
+    for name, original in originals.items():
+        setattr(dist, name, original)
 
 
 def hashed(network: nn.Module, optimizer: torch.optim.Optimizer) -> str:

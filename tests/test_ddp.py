@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +27,7 @@ from deadwatch import (
     ThermalKick,
 )
 from deadwatch.plain import to_plain
+from deadwatch.treat.slopes import SharedSlopes
 from tests.parallel import Place, Results, Run, batches, compiled, on_ranks
 
 
@@ -35,6 +38,19 @@ def network() -> nn.Sequential:
     )
     _kill(made[0])
     return made
+
+
+def normed() -> nn.Sequential:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    with torch.no_grad():
+        made[1].bias[:3] = -40
+    return made
+
+
+def many_sites() -> nn.Sequential:
+    layers = [layer for _ in range(40) for layer in (nn.Linear(6, 6), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(6, 3))
 
 
 def _kill(layer: Any) -> None:
@@ -186,6 +202,7 @@ RUNS = {
     "PReLU, for all units": Run(network, with_(Swap("prelu", only="all")), inner=True),
     "PReLU, static_graph": Run(network, PRELU, ddp={"static_graph": True}),
     "PReLU, no_sync": Run(network, PRELU, accumulate=2),
+    "PReLU, watched in turns": Run(network, PRELU, anew=True, windows=4),
     "PReLU, on a branch": Run(seeded(Branching), PRELU, ddp=UNUSED, batches=some_chosen, windows=3),
     "PReLU, on a branch alone": Run(
         seeded(Branching, healthy=True), PRELU, ddp=UNUSED, batches=some_chosen, windows=3
@@ -202,6 +219,10 @@ TWO_RUNS = {
     "readers of their own": Run(
         seeded(Heads), with_(Recycle()), ddp=UNUSED, batches=by_rank, apart=2
     ),
+    "behind a norm": Run(
+        normed, with_(Restandardize(), Recycle(), BiasWarming(hold=1, anneal=2)), windows=3
+    ),
+    "many sites": Run(seeded(many_sites), with_(Recycle())),
     "units differ by rank": Run(seeded(Margin), batches=of_sizes(7, 7)),
     "given up on one rank": Run(seeded(Margin), batches=of_sizes(8, 8, 7), windows=1),
     "compiled inside": Run(network, PRELU, wrap=compiled),
@@ -210,7 +231,7 @@ TWO_RUNS = {
 
 BOTH: dict[int, dict[str, Run]] = {2: {**RUNS, **TWO_RUNS}, 3: RUNS}
 CASES = [(ranks, name) for ranks, runs in BOTH.items() for name in runs]
-BY_RANK = ("readers of their own", "units differ by rank", "given up on one rank")
+BY_RANK = {*TWO_RUNS} - {"compiled inside", "compiled around", "many sites"}
 COMPARED = [(ranks, name) for ranks, name in CASES if name not in BY_RANK]
 
 
@@ -349,3 +370,45 @@ def test_no_unit_is_dead_where_a_rank_gave_its_site_up(ranks: dict[int, list[Res
         (report,) = rank["reports"]
         assert report["relu"].samples == 3
         assert (report["relu"].state == State.UNCERTAIN).all()
+
+
+def test_a_window_takes_the_same_collectives_however_many_sites_there_are(
+    ranks: dict[int, list[Results]],
+) -> None:
+    for many, name in CASES:
+        for rank in ranks[many]:
+            for called in rank[name]["collectives"]:
+                assert called == ["all_gather_object", *["all_reduce"] * 3], name
+    assert len(ranks[2][0]["many sites"]["reports"][0]) == 40
+
+
+def test_who_has_treated_a_slope_leaves_copies_alone() -> None:
+    model = network()
+    slopes = SharedSlopes(model, lambda parameters: [p.grad for p in parameters])
+    slopes.add([model[0].bias])
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not any(p._post_accumulate_grad_hooks for p in other.parameters())
+    slopes.release()
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_gradients_are_averaged_once_a_pass_also_after_one_that_raised() -> None:
+    model, calls = network(), []
+
+    def average(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+        calls.append(len(parameters))
+        return [p.grad for p in parameters]
+
+    def fail(gradient: Tensor) -> None:
+        raise RuntimeError("no more")
+
+    slopes = SharedSlopes(model, average)
+    slopes.add([model[0].bias, model[2].bias])
+    handle = model[0].weight.register_hook(fail)
+    with pytest.raises(RuntimeError, match="no more"):
+        model(torch.ones(4, 6)).sum().backward()
+    handle.remove()
+    calls.clear()
+    for _ in range(2):
+        model(torch.ones(4, 6)).sum().backward()
+    assert calls == [2, 2]

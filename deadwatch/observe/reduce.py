@@ -84,13 +84,14 @@ def mean_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     own = [p.grad is not None for p in parameters]
     values = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     wide = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
-    device = parameters[0].device
+    device = parameters[0].device if parameters[0].is_cuda else _device()
     flags = torch.tensor(own, dtype=wide, device=device)
     buffer = torch.cat([flags, *(value.to(device, wide).flatten() for value in values)])
     dist.all_reduce(buffer)
     somewhere, *means = (buffer / _world()).split([len(own), *(p.numel() for p in parameters)])
+    # Waits for the device only where this rank has none.
     return [
-        mean.view_as(p).to(p) if here or bool(flag) else None  # waits only where this rank has none
+        mean.view_as(p).to(p) if here or bool(flag) else None
         for here, flag, mean, p in zip(own, somewhere, means, parameters, strict=True)
     ]
 

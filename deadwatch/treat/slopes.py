@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
+from deadwatch.treat.shards import is_sharded
+
 Average = Callable[[Sequence[Tensor]], list[Tensor | None]]
 """The gradients of parameters, averaged over all ranks; None of those that have none anywhere."""
 
@@ -50,7 +52,9 @@ class SharedSlopes:
         if self._average is None:
             return
         known = {id(slope) for slope in self._slopes}
-        self._slopes += [slope for slope in slopes if id(slope) not in known]
+        # Of sharded ones, which were there before, fully_shard reduces the gradients.
+        new = (slope for slope in slopes if not is_sharded(slope))
+        self._slopes += [slope for slope in new if id(slope) not in known]
         self._watch()
 
     def discard(self, slope: Tensor) -> None:
