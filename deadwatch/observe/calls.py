@@ -107,7 +107,7 @@ class Calls:
         """A module that is no activation is called."""
         frame = self._current.running()
         if frame is None:
-            if is_redirected(module):
+            if "forward" in module.__dict__ and is_redirected(module):
                 return
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
             frame = self._begin_frame(module, sys._getframe(3))

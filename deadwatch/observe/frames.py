@@ -132,7 +132,7 @@ class CurrentFrame(threading.local):
 
 
 def is_redirected(module: nn.Module) -> bool:
-    """Whether a module's ``forward`` stands for another method now, such as a training step.
+    """Whether a module's own ``forward`` stands for another method, such as a training step.
 
     Lightning puts that into the place of ``forward`` while the wrapper around a model runs it.
     """
