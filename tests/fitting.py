@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,13 @@ def fit(
     module: pl.LightningModule | None = None,
     package: Any = pl,
     ckpt_path: Path | None = None,
+    data: Callable[[], Any] | None = None,
     **arguments: Any,
 ) -> tuple[Any, Any]:
-    """Fit with the given callbacks; returns the trainer and the module."""
+    """Fit with the given callbacks; returns the trainer and the module.
+
+    Trains on ``data``, by default the loader below, which validation uses in any case.
+    """
     defaults: dict[str, Any] = {
         "max_epochs": 3,
         "accelerator": "cpu",
@@ -71,7 +75,7 @@ def fit(
     trainer = package.Trainer(callbacks=callbacks, **(defaults | arguments))
     module = Module() if module is None else module
     with lightning_remarks():
-        trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path)
+        trainer.fit(module, (data or loader)(), loader(), ckpt_path=ckpt_path)
     return trainer, module
 
 
