@@ -22,8 +22,16 @@ from deadwatch.errors import (
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, every_rank, largest, mine, on_any_rank, reduce
-from deadwatch.observe.sites import uncompiled
+from deadwatch.observe.reduce import (
+    averaging,
+    common_seed,
+    every_rank,
+    largest,
+    mine,
+    on_any_rank,
+    reduce,
+)
+from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
 from deadwatch.records import WindowReport
@@ -45,7 +53,8 @@ class Watch:
     """Watches the activations of a model while it trains, and treats dead units if asked to.
 
     Args:
-        model: The model. Watching alone never changes it, nor its losses, by a single bit.
+        model: The model, as it is or wrapped in DDP or by `torch.compile`. Watching alone never
+            changes it, nor its losses, by a single bit.
         optimizer: The optimizer or optimizers that train it; needed to treat.
         policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"revive"``), or
             None to only watch.
@@ -101,7 +110,7 @@ class Watch:
             raise ConfigError(
                 f"model is {type(model).__name__!r}; expected a torch.nn.Module to watch"
             )
-        model = uncompiled(model)
+        model = unwrapped(model)
         selecting = include, exclude, unit_dim
         settings = Settings(policy, rules, *selecting, stats_every_n_steps, overhead, count_no_grad)
         self._overhead = settings.bound
@@ -126,13 +135,8 @@ class Watch:
         """Put hooks on the model; does nothing if they are on."""
         if self._policy is not None and self._clinic is None:
             self._clinic = Clinic(
-                self._policy,
-                self._model,
-                self._optimizers,
-                common_seed(),
-                self._total_steps,
-                on_any_rank,
-                self._operation,
+                *(self._policy, self._model, self._optimizers, common_seed(), self._total_steps),
+                *(on_any_rank, self._operation, averaging()),
             )
             self._resume_clinic()
         if self._clinic is not None:
@@ -380,7 +384,7 @@ class Watch:
 
 def warn_unseen(report: WindowReport, *, attached: bool = True) -> None:
     """Warn of activations of which nothing is known."""
-    unseen = [name for name, site in report.sites.items() if not site.samples]
+    unseen = [name for name, site in report.sites.items() if site.unseen]
     if unseen:
         why = (
             "they did not run in a counted forward, or torch.compile hid them. Only forwards in "

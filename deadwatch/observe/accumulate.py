@@ -38,6 +38,7 @@ class SiteState:
         sampled: The step whose moments were last taken, -1 for none in this window.
         last: The step in which it last ran uncompiled.
         hidden: Whether what is known comes only from forwards that were kept uncompiled.
+        lost: Whether observing it was given up.
         waiting: Whether it was read from a checkpoint and has not run since.
         settled: Whether every gate is known to have been open in this window.
         checks: How often liveness was looked for in this window.
@@ -60,6 +61,7 @@ class SiteState:
     sampled: int = -1
     last: int = -1
     hidden: bool = False
+    lost: bool = False
     waiting: bool = False
     settled: bool = False
     checks: int = 0
@@ -230,4 +232,6 @@ def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
     for state in states:
         state.samples, state.sampled = 0, -1
         state.settled, state.checks, state.finite = False, 0, 0
-        state.age = ages[state.site.name].copy()  # a report holds the other
+        age = ages[state.site.name]  # of no units, if ranks have found different numbers of them
+        # A report holds the other.
+        state.age = age.copy() if len(age) == state.units else np.zeros(state.units, np.int64)

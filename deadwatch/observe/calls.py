@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.clock import Clock
-from deadwatch.observe.frames import Counting, CurrentFrame, Frame
+from deadwatch.observe.frames import Counting, CurrentFrame, Frame, is_redirected
 from deadwatch.observe.functions import FunctionalCall, Row
 from deadwatch.observe.hooks import is_real, is_running, no_dispatch_modes
 from deadwatch.observe.ingraph import InGraph
@@ -78,10 +78,8 @@ class Calls:
         self.clock = clock
         self.meter: Meter | None = None
         self._model = model
-        self._layout = layout
-        self._selection = selection
-        self._counting = counting
-        self._before_frame = before_frame
+        self._layout, self._selection = layout, selection
+        self._counting, self._before_frame = counting, before_frame
         self.frames: Counter[nn.Module] = Counter()
         self._places: dict[str, Place] = {}
         self._current = CurrentFrame()
@@ -109,6 +107,8 @@ class Calls:
         """A module that is no activation is called."""
         frame = self._current.running()
         if frame is None:
+            if is_redirected(module):
+                return
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
             frame = self._begin_frame(module, sys._getframe(3))
         elif not frame.follows:

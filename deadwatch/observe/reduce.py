@@ -7,16 +7,18 @@ site lists, then one flat buffer for each of two sums and one maximum (minima tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from deadwatch.observe import stats
 from deadwatch.observe.stats import STATISTICS
+from deadwatch.observe.unite import united
 from deadwatch.records import Floats, SiteSnapshot, Snapshot
 
 _SUMS = tuple(name for name, stat in STATISTICS.items() if stat.merge == "sum")
@@ -69,6 +71,30 @@ def every_rank(value: Any) -> list[Any]:
     return gathered
 
 
+def averaging() -> Callable[[Sequence[Tensor]], list[Tensor | None]] | None:
+    """What averages the gradients of parameters over all ranks; None where there is only one."""
+    return mean_gradients if _world() > 1 else None
+
+
+def mean_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """The gradients of parameters over all ranks, by one collective, in their order.
+
+    A rank that has none counts as zero, as it does in DDP; where none has one, it is None.
+    """
+    own = [p.grad is not None for p in parameters]
+    values = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    wide = torch.float64 if any(p.dtype == torch.float64 for p in parameters) else torch.float32
+    device = parameters[0].device
+    flags = torch.tensor(own, dtype=wide, device=device)
+    buffer = torch.cat([flags, *(value.to(device, wide).flatten() for value in values)])
+    dist.all_reduce(buffer)
+    somewhere, *means = (buffer / _world()).split([len(own), *(p.numel() for p in parameters)])
+    return [
+        mean.view_as(p).to(p) if here or bool(flag) else None  # waits only where this rank has none
+        for here, flag, mean, p in zip(own, somewhere, means, parameters, strict=True)
+    ]
+
+
 def mine(gathered: list[Any]) -> Any:
     """Of what `every_rank` returned, perhaps in another run, this rank's; None if it had others."""
     if len(gathered) != _world():
@@ -96,15 +122,18 @@ def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
     """This rank's snapshots in an order common to all ranks, empty where this rank has none."""
     here = {site.site.name: site for site in sites}
     blank = [replace(site, samples=0, data={}) for site in sites]
-    known: dict[str, SiteSnapshot] = {}
+    known: dict[str, list[SiteSnapshot]] = {}
     for other in (other for rank in every_rank(blank) for other in rank):
-        if other.site.name not in known or not known[other.site.name].units:
-            known[other.site.name] = other
+        known.setdefault(other.site.name, []).append(other)
     aligned = []
-    for name, site in known.items():
+    for name, found in known.items():
+        site = united(found)
         own = here.get(name, site)
-        data = own.data or (stats.blank(site.units) if site.units else {})
-        aligned.append(replace(site, samples=own.samples, data=data))
+        if own.units and own.units == site.units:
+            aligned.append(replace(site, samples=own.samples, data=own.data))
+        else:
+            data = stats.blank(site.units) if site.units else {}
+            aligned.append(replace(site, samples=0, data=data))
     return aligned
 
 

@@ -150,6 +150,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return original if isinstance(original, nn.Module) else model
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without what `torch.compile` and DDP have wrapped around it."""
+    inner = uncompiled(model)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        return unwrapped(inner.get_submodule("module"))
+    return model if inner is model else unwrapped(inner)
+
+
 def readable(path: str) -> str:
     """A module's path without what `torch.compile` wraps around compiled parts."""
     if "_orig_mod" not in path:  # of a deep model, paths are long

@@ -241,6 +241,7 @@ class Taps:
         knowledge, sites = self._calls.tracer.knowledge, self._calls.sites.values()
         for state in sites:
             state.hidden = self._calls.lookout.is_hidden(state, self._clock.tick)
+            state.lost = state.base in self._calls.given_up
             if knowledge.saw(state.site.name):
                 state.resolve(knowledge, shapes)
         ran = {state.base for state in sites}

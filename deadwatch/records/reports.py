@@ -73,6 +73,14 @@ class SiteReport:
         return len(self.state)
 
     @property
+    def unseen(self) -> bool:
+        """Whether it did not run in the window.
+
+        One with an axis but no units did: the ranks of a distributed run found different numbers.
+        """
+        return not self.samples and (self.units > 0 or self.site.unit_dim is None)
+
+    @property
     def dead(self) -> Bools:
         """Which units are dead (C,)."""
         dead: Bools = self.state == State.DEAD

@@ -23,6 +23,7 @@ from deadwatch.treat.planning import Planning
 from deadwatch.treat.policy import Policy
 from deadwatch.treat.prevention import Prevention
 from deadwatch.treat.remedies.base import Plan, Remedy
+from deadwatch.treat.slopes import Average
 from deadwatch.treat.theatre import Theatre
 from deadwatch.treat.trial import Trial
 
@@ -38,6 +39,7 @@ class Clinic:
         total_steps: Training steps of the whole run, None if unknown.
         agree: Whether a statement is true on any rank; a collective call.
         aside: Makes a context in which no hook of ours is on the model.
+        average: Averages gradients over all ranks; None where there is only one.
     """
 
     def __init__(
@@ -49,12 +51,13 @@ class Clinic:
         total_steps: int | None = None,
         agree: Callable[[bool], bool] = bool,
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        average: Average | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.notes: list[str] = []
         self._policy = policy
         self._model = model
-        self._theatre = Theatre(model, optimizers, aside)
+        self._theatre = Theatre(model, optimizers, aside, average)
         self._surgery = self._theatre.surgery
         self._optimizers = optimizers
         self._planning = Planning(model, self._theatre, seed)
@@ -131,12 +134,15 @@ class Clinic:
 
     def attach(self) -> None:
         """Put in force what lasts only as long as deadwatch is attached."""
-        self._optimizers.exempt(slopes_of(self._model).values())
+        slopes = slopes_of(self._model).values()
+        self._optimizers.exempt(slopes)
+        self._theatre.slopes.add(slopes)
         self._prevention.resume()
 
     def detach(self) -> None:
         """Leave nothing of ours on the optimizers; the ledger knows what is still going on."""
         self._optimizers.release()
+        self._theatre.slopes.release()
         for site, chart in self._charts.items():
             for going in chart.courses:
                 self.ledger.note(site, going.treated, going.course.told)
