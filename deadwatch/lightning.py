@@ -27,6 +27,7 @@ from deadwatch.trainers import (
     follow_swaps,
     loss_of,
     total_batches,
+    why_no_swaps,
 )
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
@@ -155,10 +156,9 @@ class DeadWatch(_Callback):
         self._resume(self.watch)
         self.watch.attach()
         self.watch.pause()
-        for copy in averaged_copies(trainer):
-            if type(copy) is not type(pl_module):
-                name = type(copy).__name__
-                self.watch.forbid_swaps(f"the averaged copy is a {name}, which cannot be followed")
+        reason = why_no_swaps(trainer, pl_module)
+        if reason:
+            self.watch.forbid_swaps(reason)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""

@@ -65,6 +65,20 @@ def follow_swaps(trainer: Any, pl_module: Any) -> None:
         follow(copy, pl_module)
 
 
+def why_no_swaps(trainer: Any, pl_module: Any) -> str | None:
+    """Why no module may be replaced during a fit, None if they may."""
+    for copy in averaged_copies(trainer):
+        if type(copy) is not type(pl_module):
+            return f"the averaged copy is a {type(copy).__name__}, which cannot be followed"
+    launcher = type(trainer.strategy.launcher)
+    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
+        return (
+            "processes that Lightning spawns or forks hand their weights back to a model that "
+            "knows of no swap; train with strategy='ddp'"
+        )
+    return None
+
+
 def averages(trainer: Any) -> bool:
     """Whether stochastic weight averaging has begun: what changes now would be averaged in."""
     starts = [getattr(callback, "swa_start", None) for callback in trainer.callbacks]

@@ -18,6 +18,11 @@ from torch.utils.data import DataLoader, TensorDataset
 SAMPLES, BATCH = 64, 16
 
 
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of a module that is given none."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
 class Module(pl.LightningModule):
     """An MLP whose first hidden layer is dead for 6 of 16 units."""
 
@@ -29,7 +34,7 @@ class Module(pl.LightningModule):
         )
         with torch.no_grad():
             self.net[0].bias[:dead] = -40
-        self.make = optimizer or (lambda p: torch.optim.Adam(p, lr=1e-3))
+        self.make = optimizer or adam
         self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
