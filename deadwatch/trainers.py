@@ -25,14 +25,17 @@ def check_strategy(strategy: Any, policy: object) -> None:
     Raises:
         ConfigError: They cannot; the message says what to do.
     """
-    for kind in type(strategy).__mro__:
-        if kind.__name__ in _UNTREATABLE:
+    for kind in _kinds(strategy):
+        if kind in _UNTREATABLE:
             raise ConfigError(
-                f"policy {policy!r} treats units, and {kind.__name__} "
-                f"{_UNTREATABLE[kind.__name__]}: train with strategy='ddp' or with "
-                "ModelParallelStrategy and torch's fully_shard, or pass policy='watch' to only "
-                "watch"
+                f"policy {policy!r} treats units, and {kind} {_UNTREATABLE[kind]}: train with "
+                "strategy='ddp' or with ModelParallelStrategy and torch's fully_shard, or pass "
+                "policy='watch' to only watch"
             )
+
+
+def _kinds(thing: object) -> list[str]:
+    return [kind.__name__ for kind in type(thing).__mro__]
 
 
 def total_batches(trainer: Any) -> int | None:
@@ -70,11 +73,15 @@ def why_no_swaps(trainer: Any, pl_module: Any) -> str | None:
     for copy in averaged_copies(trainer):
         if type(copy) is not type(pl_module):
             return f"the averaged copy is a {type(copy).__name__}, which cannot be followed"
-    launcher = type(trainer.strategy.launcher)
-    if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
+    if "_MultiProcessingLauncher" in _kinds(trainer.strategy.launcher):
         return (
             "processes that Lightning spawns or forks hand their weights back to a model that "
             "knows of no swap; train with strategy='ddp'"
+        )
+    if "ModelParallelStrategy" in _kinds(trainer.strategy):
+        return (
+            "ModelParallelStrategy saves and loads no entry of a checkpoint that the model was not "
+            "built with; choose another remedy, or train with strategy='ddp'"
         )
     return None
 

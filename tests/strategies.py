@@ -129,7 +129,9 @@ class Run:
         arguments: Of the Trainer.
         batches: Training batches of an epoch, None for no end.
         strategy: Makes the strategy on ranks.
-        monitors: Whether other callbacks act on the dead ratio.
+        kept: Whether other callbacks act on the dead ratio, and keep a checkpoint of each epoch.
+        resumed: Whether it goes on from the first of these.
+        refuses_swaps: Whether the ladder on ranks has a swap first, which has to be refused.
     """
 
     policy: Policy | None = None
@@ -139,21 +141,25 @@ class Run:
     arguments: dict[str, Any] = field(default_factory=dict)
     batches: int | None = 4
     strategy: Callable[[], Any] = lambda: "ddp"
-    monitors: bool = False
+    kept: bool = False
+    resumed: bool = False
+    refuses_swaps: bool = False
 
     def __call__(self, folder: Path, ranks: int = 1, spawned: bool = False) -> dict[str, Any]:
+        policy = self.policy
+        if self.refuses_swaps and ranks > 1:
+            policy = Policy([Swap(), Recycle()], cooldown=99)
         watcher = DeadWatch(
-            self.policy, rules=Rules(min_samples=1), stats_every_n_steps=1, window=self.window
+            policy, rules=Rules(min_samples=1), stats_every_n_steps=1, window=self.window
         )
         reports, logger = Reports(watcher), Kept()
         callbacks: list[Any] = [watcher, reports] if self.watched else [reports]
         if spawned:
             callbacks.append(Leaving(folder, watcher, reports, logger))
-        if self.monitors:
-            callbacks += [
-                EarlyStopping(MODEL_TAG, patience=1),
-                ModelCheckpoint(folder / str(ranks), monitor=MODEL_TAG),
-            ]
+        if self.kept:
+            kept = ModelCheckpoint(folder / "kept", monitor=MODEL_TAG, save_top_k=-1)
+            callbacks += [kept, EarlyStopping(MODEL_TAG, patience=1)]
+        start = next((folder / "kept").glob("epoch=0-*")) if self.resumed else None
         defaults: dict[str, Any] = {"max_epochs": 4, "precision": "64-true"}
         trainer = pl.Trainer(
             callbacks=callbacks,
@@ -164,14 +170,15 @@ class Run:
             default_root_dir=folder,
             enable_progress_bar=False,
             enable_model_summary=False,
-            enable_checkpointing=self.monitors,
+            enable_checkpointing=self.kept,
             log_every_n_steps=1,
             **(defaults | self.arguments),
         )
         module = self.module()
         # Samplers of Lightning's own would shuffle, on several ranks only.
         with lightning_remarks():
-            trainer.fit(module, DataLoader(Shares(self.batches), batch_size=None))
+            made = DataLoader(Shares(self.batches), batch_size=None)
+            trainer.fit(module, made, ckpt_path=start)
         return results(trainer, module, watcher, reports, logger)
 
 
@@ -199,13 +206,25 @@ def results(
     }
 
 
+def sharded(policy: Policy | None, **more: Any) -> Run:
+    """A fit of a sharded model; there is no double precision for it."""
+    return Run(
+        policy,
+        **more,
+        module=Sharding,
+        arguments={"precision": "32-true"},
+        strategy=lambda: ModelParallelStrategy(data_parallel_size=RANKS, tensor_parallel_size=1),
+    )
+
+
 RECYCLE = Policy(Recycle(), cooldown=99)
 ENDLESS: dict[str, Any] = {"max_steps": 8, "max_epochs": -1}
 
 RUNS: dict[str, Run] = {
     "unwatched": Run(watched=False),
     "watched": Run(),
-    "recycled": Run(RECYCLE, monitors=True),
+    "recycled": Run(RECYCLE, kept=True),
+    "in single precision": Run(RECYCLE, kept=True, arguments={"precision": "32-true"}),
     "learned slopes": Run(Policy(Swap("prelu"), cooldown=99)),
     "without an end": Run(
         RECYCLE,
@@ -214,17 +233,20 @@ RUNS: dict[str, Run] = {
         batches=None,
     ),
     "a loss with a function": Run(module=Hinge),
-    "sharded": Run(
-        module=Sharding,
-        arguments={"precision": "32-true"},
-        strategy=lambda: ModelParallelStrategy(data_parallel_size=RANKS, tensor_parallel_size=1),
-    ),
+    "sharded": sharded(None),
+    "sharded and recycled": sharded(RECYCLE, kept=True, refuses_swaps=True),
 }
+
+RESUMED = ("in single precision", "sharded and recycled")
+"""Into a module in double precision Lightning loads weights that it has rounded before."""
 
 
 def main(folder: Path) -> None:
     """Be one rank of all fits; does not return."""
-    made = {name: run(folder, RANKS) for name, run in RUNS.items()}
+    made = {name: run(folder / name, RANKS) for name, run in RUNS.items()}
+    for name in RESUMED:
+        again = replace(RUNS[name], resumed=True)
+        made[f"{name}, resumed"] = again(folder / name, RANKS)
     (folder / f"rank{dist.get_rank()}.pkl").write_bytes(pickle.dumps(made))
     dist.barrier()
     sys.stdout.flush()
@@ -233,8 +255,7 @@ def main(folder: Path) -> None:
 
 def spawn(folder: Path) -> None:
     """Run one fit in spawned processes, and leave what comes back."""
-    policy = Policy([Swap(), Recycle()], cooldown=99)  # swaps are refused there
-    made = replace(RUNS["recycled"], policy=policy)(folder, RANKS, spawned=True)
+    made = replace(RUNS["recycled"], refuses_swaps=True)(folder, RANKS, spawned=True)
     (folder / "main.pkl").write_bytes(pickle.dumps(made))
 
 

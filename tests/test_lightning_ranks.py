@@ -16,7 +16,7 @@ import torch
 from deadwatch.plain import to_plain
 from tests.fitting import SAMPLES
 from tests.resuming import differences
-from tests.strategies import RUNS
+from tests.strategies import RESUMED, RUNS
 
 Result = dict[str, Any]
 
@@ -88,6 +88,30 @@ def test_ranks_hold_one_verdict_one_ledger_and_one_model(
     assert bool(first["ledger"]) == (RUNS[name].policy is not None)
 
 
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_fit_ends_as_one_that_was_not_interrupted(
+    name: str, ranks: list[dict[str, Result]]
+) -> None:
+    for rank in ranks:
+        whole, resumed = rank[name], rank[f"{name}, resumed"]
+        for key in ("hash", "ledger", "epochs"):
+            assert resumed[key] == whole[key], key
+        assert resumed["losses"] == whole["losses"][-len(resumed["losses"]) :]
+        assert differences(*(to_plain(done["reports"]) for done in (whole, resumed))) == []
+
+
+def refusal_of(rank: Result) -> str:
+    """Why a swap was not tried."""
+    (refusal,) = rank["reports"][1].refusals
+    return str(refusal.reason)
+
+
+def test_a_swap_that_checkpoints_would_lose_is_refused(ranks: list[dict[str, Result]]) -> None:
+    for rank in ranks:
+        reason = refusal_of(rank["sharded and recycled"])
+        assert reason.startswith("ModelParallelStrategy saves and loads no entry of a checkpoint")
+
+
 def test_watching_changes_no_bit_on_any_rank(ranks: list[dict[str, Result]]) -> None:
     for rank in ranks:
         for key in ("hash", "losses"):
@@ -100,8 +124,7 @@ def test_a_fit_in_spawned_processes_leaves_metrics_and_weights(tmp_path: Path) -
     spawned = [pickle.loads((tmp_path / f"spawned{rank}.pkl").read_bytes()) for rank in range(2)]
     for rank in spawned:
         agree(rank, single)
-        (refusal,) = rank["reports"][1].refusals
-        assert "spawns or forks hand their weights back" in refusal.reason
+        assert refusal_of(rank).startswith("processes that Lightning spawns or forks hand their")
     assert spawned[0]["hash"] == spawned[1]["hash"]
     back = pickle.loads((tmp_path / "main.pkl").read_bytes())
     assert back["metrics"] == pytest.approx(single["metrics"], rel=1e-5)
