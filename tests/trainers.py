@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pytorch_lightning import callbacks
 from pytorch_lightning.callbacks import (
     BackboneFinetuning,
     BatchSizeFinder,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -247,8 +246,6 @@ FEATURES: dict[str, Feature] = {
     "stochastic weight averaging with batch norm": Feature(
         module=Normed, callbacks=lambda: [StochasticWeightAveraging(1e-2, swa_epoch_start=3)]
     ),
-    "weight averaging": Feature(callbacks=lambda: [WeightAveraging()]),
-    "exponential averaging": Feature(callbacks=lambda: [EMAWeightAveraging(decay=0.9)]),
     "learning-rate finder": Feature(
         callbacks=lambda: [LearningRateFinder(num_training_steps=5, early_stop_threshold=None)]
     ),
@@ -262,3 +259,11 @@ FEATURES: dict[str, Feature] = {
         callbacks=lambda: [BackboneFinetuning(unfreeze_backbone_at_epoch=1, verbose=False)],
     ),
 }
+
+if hasattr(callbacks, "EMAWeightAveraging"):  # not in the oldest versions
+    FEATURES |= {
+        "weight averaging": Feature(callbacks=lambda: [callbacks.WeightAveraging()]),
+        "exponential averaging": Feature(
+            callbacks=lambda: [callbacks.EMAWeightAveraging(decay=0.9)]
+        ),
+    }
