@@ -106,7 +106,7 @@ def check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
     if total_steps is None and isinstance(policy, Policy) and isinstance(policy.until, float):
         raise ConfigError(
             f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
-            "total_steps=... to Watch, or a training step as until"
+            "total_steps=... to Watch (max_steps=... to a Trainer), or a training step as until"
         )
 
 

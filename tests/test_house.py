@@ -33,7 +33,9 @@ LAYERS: dict[str, set[str]] = {
     "scanning": GROUND | {"observe", "judge", "settings", "watch"},
     "restoring": GROUND | {"treat"},
     "fusing": GROUND | {"treat"},
-    "lightning": GROUND | {"observe", "judge", "treat", "show", "settings", "watch", "restoring"},
+    "trainers": GROUND | {"restoring"},
+    "lightning": GROUND
+    | {"observe", "judge", "treat", "show", "settings", "watch", "restoring", "trainers"},
     "__init__": GROUND
     | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing"}
     | {"lightning"},
