@@ -18,11 +18,12 @@ from deadwatch.errors import (
     MissingStepWarning,
     ResumeWarning,
     UnfinishedCourseWarning,
-    UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import common_seed, every_rank, largest, mine, on_any_rank, reduce
+from deadwatch.observe.remarks import tell_unseen
+from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import uncompiled
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
@@ -112,6 +113,7 @@ class Watch:
         check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
+        self._roll = Roll()
         self._taps = Taps(model, settings.selection(), settings.interval, counting)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
@@ -241,7 +243,7 @@ class Watch:
 
     def peek(self) -> WindowReport:
         """Judge the window so far, without closing it."""
-        return judge(reduce(self._taps.read()), self._rules)
+        return judge(reduce(self._taps.read(), self._roll), self._rules)
 
     def close_window(self, *, treat: bool = True) -> WindowReport:
         """Judge the window, treat what is due, and begin the next.
@@ -250,12 +252,12 @@ class Watch:
             treat: False to leave the treatments to a later call of `treat`.
         """
         self._closed = True
-        snapshot = reduce(self._taps.read())
+        snapshot = reduce(self._taps.read(), self._roll)
         pace = self._taps.find_interval(self._overhead, largest)
-        self._taps.restart({site.site.name: site.age for site in snapshot.sites})
+        self._taps.restart(snapshot)
         verdict = judge(snapshot, self._rules)
         verdict = replace(verdict, notes=(*verdict.notes, *pace))
-        warn_unseen(verdict, attached=self.attached)
+        tell_unseen(verdict, snapshot.missing, attached=self.attached)
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
@@ -376,21 +378,3 @@ class Watch:
                 stacklevel=3,
             )
         self._stepped = False
-
-
-def warn_unseen(report: WindowReport, *, attached: bool = True) -> None:
-    """Warn of activations of which nothing is known."""
-    unseen = [name for name, site in report.sites.items() if not site.samples]
-    if unseen:
-        why = (
-            "they did not run in a counted forward, or torch.compile hid them. Only forwards in "
-            "training mode with gradients on count, while the watch is attached."
-            if attached
-            else "the watch is not attached; train inside of `with watch:`, or call attach()."
-        )
-        warnings.warn(
-            f"not seen in window {report.window.index}: {', '.join(unseen)}. Nothing is known of "
-            f"these activations: {why}",
-            UnseenSiteWarning,
-            stacklevel=3,
-        )

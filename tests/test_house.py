@@ -86,7 +86,8 @@ SINGLE_HOMES = {
     "function modes": ("observe/listen.py", {"TorchFunctionMode"}),
     "collectives": (
         "observe/reduce.py",
-        {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"},
+        {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"}
+        | {"broadcast_object_list", "gather_object", "reduce_scatter_tensor"},
     ),
     "parameter writes": ("treat/surgery.py", {"index_copy_"}),
     "optimizer writes": ("treat/optim.py", {"param_groups"}),

@@ -31,6 +31,7 @@ from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
+from deadwatch.observe.remarks import FAILED
 from deadwatch.observe.sites import Selection
 from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
@@ -248,12 +249,18 @@ class Taps:
         never = [place.unseen() for place in places if place.base not in ran]
         clock = self._clock
         window = Window(clock.window, clock.start, max(clock.start, clock.tick - 1))
-        return Snapshot(window, (*fetch(list(sites)), *never))
+        lost = self._calls.given_up
+        lost = lost.union(state.site.name for state in sites if state.base in lost)
+        return Snapshot(
+            window, (*fetch(list(sites)), *never), clock.tick, dict.fromkeys(lost, FAILED)
+        )
 
-    def restart(self, ages: Mapping[str, Ints]) -> None:
-        """Begin the next window; ``ages`` are those of the one that ended, by site name."""
+    def restart(self, ended: Snapshot) -> None:
+        """Begin the next window; ``ended`` is what all ranks measured in the last."""
         self.warn_if_bare(ran=True)
+        ages = {site.site.name: site.age for site in ended.sites}
         clock = self._clock
+        clock.tick = max(clock.tick, ended.steps)  # a rank may have run out of data
         clock.window, clock.start = clock.window + 1, clock.tick
         self._calls.frames.clear()
         if clock.window & (clock.window - 1) == 0:
