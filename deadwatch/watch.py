@@ -20,8 +20,17 @@ from deadwatch.errors import (
     UnfinishedCourseWarning,
 )
 from deadwatch.judge.rules import Rules, judge
+from deadwatch.observe.checkpoint import merged
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, every_rank, largest, mine, on_any_rank, reduce
+from deadwatch.observe.reduce import (
+    common_seed,
+    every_rank,
+    largest,
+    mine,
+    on_any_rank,
+    rank,
+    reduce,
+)
 from deadwatch.observe.remarks import tell_unseen
 from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import uncompiled
@@ -321,7 +330,7 @@ class Watch:
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the run stood whose `state_dict` this is.
+        """Go on where the run stood whose `state_dict` this is, on any number of processes.
 
         Call it before the first forward, on a new `Watch` with the same arguments. The model must
         have been loaded before; load its optimizer afterwards, for only then the slopes of a PReLU
@@ -338,15 +347,11 @@ class Watch:
         self._optimizers.rehome(slopes_of(self._model), state["slopes"])
         ranks = state["ranks"]
         own = mine(ranks)
-        if own is None:
-            warnings.warn(
-                f"the state was saved by {len(ranks)} processes, and another number of them loads "
-                "it: what was measured in the window so far is left out",
-                ResumeWarning,
-                stacklevel=2,
-            )
-        measured, own = own is not None, own or ranks[0]
-        self._taps.load_state_dict(own["taps"], measured=measured)
+        if own is not None:
+            self._taps.load_state_dict(own["taps"])
+        else:  # another number of processes: the first takes over what all had measured
+            self._taps.load_state_dict(merged([one["taps"] for one in ranks]), empty=rank() > 0)
+            own = ranks[rank() % len(ranks)]
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
             self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})

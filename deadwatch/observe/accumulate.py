@@ -201,6 +201,21 @@ class SiteState:
         found = knowledge.wiring(self.site.name, shapes)
         self.site = replace(self.site, **vars(found))
 
+    def merge(self, other: SiteState) -> None:
+        """Add what another process measured of this site in the same window."""
+        data: stats.Batch = {
+            name: part.to(self.data[name].dtype) for name, part in other.data.items()
+        }
+        stats.update_(self.data, data)
+        self.seen.add_(other.seen)
+        self.samples += other.samples
+        self.age = np.maximum(self.age, other.age)
+        self.sampled = max(self.sampled, other.sampled)
+        self.last = max(self.last, other.last)
+        self.hidden = self.hidden and other.hidden
+        known = self.finite is not None and other.finite is not None
+        self.finite = (self.finite or 0) + (other.finite or 0) if known else None
+
     def restart(self, age: Ints) -> None:
         """Begin a window."""
         restart([self], {self.site.name: age})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +48,7 @@ def load(
     selection: Selection,
     model: nn.Module,
     *,
-    measured: bool,
+    empty: bool,
 ) -> None:
     """Take over what `save` returned.
 
@@ -58,7 +58,7 @@ def load(
         layout: The modules of the model.
         selection: Which activations to watch.
         model: The model.
-        measured: False to leave out what was measured in the window so far.
+        empty: Whether another process takes over what was measured in the window so far.
 
     Raises:
         DeadwatchError: Forwards have been counted already.
@@ -77,12 +77,38 @@ def load(
     _warn_of_others(states, kept)
     for state in kept:
         calls.sites[state.site.name] = state
-        if not measured:
+        if empty:
+            sampled = state.sampled
             state.restart(state.age)
+            state.sampled = sampled  # all processes take moments on the same steps
     calls.tracer.knowledge = from_plain(Knowledge, saved["wiring"])
     calls.traced = {modules[path] for path in saved["traced"] if path in modules}
     calls.given_up = set(saved["given_up"])
     _load_places(kept, layout, calls.given_up)
+
+
+def merged(saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state out of those of several processes, as if one had seen all their data.
+
+    Ages, steps and intervals are the same on all that have them, and so is the rest of what is
+    known of a site; what was measured adds up.
+    """
+    states: dict[str, SiteState] = {}
+    knowledge = Knowledge()
+    for one in saved:
+        knowledge.learn(from_plain(Knowledge, one["wiring"]))
+        for site in map(SiteState.load, one["sites"]):
+            known = states.setdefault(site.site.name, site)
+            if known is not site and known.units == site.units:
+                known.merge(site)
+    return {
+        "clock": {name: max(one["clock"][name] for one in saved) for name in _OF_CLOCK},
+        "interval": saved[0]["interval"],
+        "sites": [state.state_dict() for state in states.values()],
+        "wiring": to_plain(knowledge),
+        "traced": sorted({path for one in saved for path in one["traced"]}),
+        "given_up": sorted({name for one in saved for name in one["given_up"]}),
+    }
 
 
 def _is_there(

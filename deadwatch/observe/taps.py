@@ -304,11 +304,9 @@ class Taps:
         """Where the run stands, in plain values."""
         return checkpoint.save(self._calls, self._model)
 
-    def load_state_dict(self, saved: Mapping[str, Any], *, measured: bool = True) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
         """Go on where another run stood; see `checkpoint.load`."""
-        checkpoint.load(
-            saved, self._calls, self._layout, self._selection, self._model, measured=measured
-        )
+        checkpoint.load(saved, self._calls, self._layout, self._selection, self._model, empty=empty)
         if self._clock.every:
             self._calls.meter = None
         self._between_steps()
