@@ -25,7 +25,9 @@ from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import (
     common_seed,
     every_rank,
+    is_too_much,
     largest,
+    merge,
     mine,
     on_any_rank,
     rank,
@@ -323,9 +325,13 @@ class Watch:
         clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
         shapes = shapes_of(self._model)
         slopes = self._optimizers.homes(slopes_of(self._model))
+        trial = clinic and clinic.pop("trial")
         # Each rank has seen other data and other losses; all else is the same on all of them.
-        own = {"taps": self._taps.state_dict(), "trial": clinic and clinic.pop("trial")}
-        ranks = every_rank(own)
+        if is_too_much(self._taps.size):
+            measured = merge(self._taps.read(), self._roll)
+            ranks = [{"taps": self._taps.state_dict(measured), "trial": trial}]
+        else:
+            ranks = every_rank({"taps": self._taps.state_dict(), "trial": trial})
         model = {"shapes": shapes, "slopes": slopes}
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
 

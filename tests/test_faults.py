@@ -12,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from benchmarks.windows import World, close, site
 from deadwatch import BiasWarming, Policy, Recycle, Rules, Watch
+from deadwatch.observe.roll import Roll
+from deadwatch.records import Snapshot, Window
 from tests.nets import mlp
 from tests.ranks import run_ranks
 
@@ -341,6 +345,19 @@ def test_a_window_takes_a_fixed_number_of_collectives(ranks: list[dict[str, Any]
         assert rank["treating 60"]["treated"] >= 60
         for run in ("watching 1", "watching 60", "treating 1", "treating 60"):
             assert rank[run]["windows"] == [["all_reduce"] * 4] * 3, run
+
+
+def test_what_a_window_sends_grows_with_units_alone() -> None:
+    sites = tuple(site(index, 64) for index in range(50))
+    snapshot, roll = Snapshot(Window(0, 0, 9), sites, 10), Roll()
+    for ranks in (8, 4096):
+        world = close(snapshot, roll, World(ranks))
+        assert world.collectives == 4
+        assert sum(world.reduced) == 24 + 50 * (88 * 64 + 24)
+    met = replace(snapshot, sites=(*sites, site(50, 64)))
+    other = close(met, roll, World(4096, alike=False))
+    assert other.collectives == 6
+    assert other.broadcast[0] + other.gathered[0] < 2000  # of one site, and not of all
 
 
 def test_steps_take_no_collectives_but_the_looks_of_the_guard(ranks: list[dict[str, Any]]) -> None:

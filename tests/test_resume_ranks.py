@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from deadwatch import BiasWarming, NoBiasDecay, Policy, Recycle
+from deadwatch.observe import reduce
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
 from tests.nets import mlp
@@ -25,6 +27,16 @@ INTERRUPTED = {
     "after a window": 12,
 }
 """After which of the events of a run it is interrupted."""
+
+MERGED = 7
+"""After which it is interrupted where what the processes measured is merged when it is saved."""
+
+TO_FINISH: dict[int, list[tuple[int, int | str]]] = {
+    1: [*((2, done) for done in INTERRUPTED.values()), (2, "merged")],
+    2: [*((1, done) for done in INTERRUPTED.values()), (2, "merged")],
+    3: [*((2, done) for done in INTERRUPTED.values()), (2, "merged")],
+}
+"""By the number of processes that finish a run, the number of those that saved it, and when."""
 
 GLOBAL = 12
 """Rows of a step's batch, over all processes."""
@@ -86,16 +98,23 @@ def finished(state: Any = None) -> dict[str, Any]:
     return end(run)
 
 
+def merged(done: int) -> dict[str, Any]:
+    """The same, where what all processes measured is too much for each of them."""
+    with patch.object(reduce, "GATHERED", 0):
+        return interrupted(done)
+
+
 def on_ranks(rank: int, ranks: int, folder: Path) -> None:
     """Save runs here if there are two processes, and finish those that other numbers saved."""
     init = f"file://{folder}/store{ranks}"
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks)
-    for done in INTERRUPTED.values():
-        if ranks == 2:
-            state = interrupted(done)
+    if ranks == 2:
+        states: dict[int | str, Any] = {done: interrupted(done) for done in INTERRUPTED.values()}
+        for done, state in (states | {"merged": merged(MERGED)}).items():
             if rank == 0:
                 torch.save(state, folder / f"2-{done}.pt")
-        saved_by = 1 if ranks == 2 else 2
+    dist.barrier()
+    for saved_by, done in TO_FINISH[ranks]:
         path = folder / f"{saved_by}-{done}.pt"
         result = finished(torch.load(path, weights_only=True))
         torch.save(result, folder / f"{saved_by}-{ranks}-{done}-{rank}.pt")
@@ -128,12 +147,13 @@ def whole() -> dict[str, Any]:
     return finished()
 
 
-@pytest.mark.parametrize("name", INTERRUPTED)
-@pytest.mark.parametrize(("saved_by", "ranks"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(
+    ("ranks", "saved_by", "done"),
+    [(ranks, *one) for ranks, several in TO_FINISH.items() for one in several],
+)
 def test_a_run_goes_on_on_another_number_of_processes(
-    saved_by: int, ranks: int, name: str, folder: Path, whole: dict[str, Any]
+    ranks: int, saved_by: int, done: int | str, folder: Path, whole: dict[str, Any]
 ) -> None:
-    done = INTERRUPTED[name]
     if ranks == 1:
         results = [finished(torch.load(folder / f"{saved_by}-{done}.pt", weights_only=True))]
     else:

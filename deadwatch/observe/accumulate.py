@@ -15,7 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site
+from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
 
 
 @dataclass(eq=False)
@@ -97,6 +97,25 @@ class SiteState:
         values = {name: from_plain(hints[name], saved[name]) for name in _SAVED}
         gate = values["site"].gate
         return cls(**values, module=nn.Identity(), gate=gate, waiting=True)
+
+    @classmethod
+    def of(cls, snap: SiteSnapshot, own: SiteState | None) -> SiteState:
+        """What a snapshot holds; the rest is this process's ``own``, if it has the site."""
+        host = torch.device("cpu")
+        like = stats.new(snap.units, host, wide=True) if own is None else own.data
+        data = {
+            name: torch.from_numpy(snap.data[name][: len(one)]).to("cpu", one.dtype)
+            for name, one in like.items()
+        }
+        seen = torch.zeros(1, dtype=torch.int64)
+        kept: dict[str, Any] = {"age": snap.age, "flat": snap.flat, "samples": snap.samples}
+        kept |= {"data": data, "seen": seen, "finite": None}
+        if own is not None:
+            return replace(own, **kept)
+        site = snap.site
+        assert site.unit_dim is not None
+        dim = site.unit_dim - site.ndim if site.unit_dim >= 0 else site.unit_dim
+        return cls(snap.base, site, nn.Identity(), snap.units, dim, gate=site.gate, **kept)
 
     def take_up(self, candidate: Candidate, z: Tensor) -> None:
         """Go on with the activation that it has been found to be."""

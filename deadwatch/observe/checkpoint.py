@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,22 @@ from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.plain import from_plain, to_plain
+from deadwatch.records import Snapshot
 
 
-def save(calls: Calls, model: nn.Module) -> dict[str, Any]:
-    """The window so far, and what is known of sites and wiring, in plain values."""
+def save(calls: Calls, model: nn.Module, measured: Snapshot | None = None) -> dict[str, Any]:
+    """The window so far, and what is known of sites and wiring, in plain values.
+
+    Args:
+        calls: What is kept.
+        model: The model.
+        measured: What all processes measured; None for what this one did.
+    """
     paths = {module: readable(path) for path, module in model.named_modules()}
     return {
         "clock": {name: getattr(calls.clock, name) for name in _OF_CLOCK},
         "interval": calls.clock.every if calls.clock.auto else None,
-        "sites": [_site(state, calls) for state in calls.sites.values()],
+        "sites": [_site(state, calls) for state in _states(calls, measured)],
         "wiring": to_plain(calls.tracer.knowledge),
         "traced": sorted(paths[module] for module in calls.traced if module in paths),
         "given_up": sorted(calls.given_up),
@@ -39,6 +46,19 @@ def _site(state: SiteState, calls: Calls) -> dict[str, Any]:
     if calls.graph.traced:  # graphs take moments by the clock and do not note when
         saved["sampled"] = max(state.sampled, calls.clock.last_moments)
     return saved
+
+
+def size_of(calls: Calls) -> int:
+    """Bytes of the statistics that `save` takes, on the whole."""
+    return sum(t.nbytes for state in calls.sites.values() for t in state.data.values())
+
+
+def _states(calls: Calls, measured: Snapshot | None) -> Iterator[SiteState]:
+    found = dict(calls.sites)
+    for snap in measured.sites if measured is not None else ():
+        if snap.data:
+            found[snap.site.name] = SiteState.of(snap, found.get(snap.site.name))
+    yield from found.values()
 
 
 def load(

@@ -9,7 +9,9 @@ met different sites, there are two more exchanges, of their news alone.
 
 Besides these: one broadcast of a seed at the start of a policy, one all-reduce whenever the guard
 looks at the loss (32 steps after a treatment it has done so six times), one a window while
-``stats_every_n_steps="auto"`` has not found its interval, and two for `Watch.state_dict`.
+``stats_every_n_steps="auto"`` has not found its interval. `Watch.state_dict` takes an all-reduce
+and one gathering of what each rank measured, so that a run resumed by as many ranks is the same to
+the bit; where that would be more than `GATHERED` bytes in all, it merges as a window does instead.
 """
 
 from __future__ import annotations
@@ -41,6 +43,10 @@ _MAXIMA = tuple(
 _FLAGS = tuple(name for name, stat in STATISTICS.items() if stat.kind == "flag")
 
 
+GATHERED = 1 << 28
+"""Bytes of what all ranks measured up to which a checkpoint keeps that of each of them."""
+
+
 def reduce(snapshot: Snapshot, roll: Roll | None = None) -> Snapshot:
     """Merge the snapshots of all ranks, and bring the ages to the end of the window.
 
@@ -48,9 +54,17 @@ def reduce(snapshot: Snapshot, roll: Roll | None = None) -> Snapshot:
         snapshot: What this rank measured.
         roll: The sites as they were known to all when the last window was merged; is updated.
     """
-    if _world() > 1:
-        snapshot = _merged(snapshot, Roll() if roll is None else roll)
-    return aged(snapshot)
+    return aged(merge(snapshot, roll))
+
+
+def merge(snapshot: Snapshot, roll: Roll | None = None) -> Snapshot:
+    """Merge the snapshots of all ranks; ages are those of the window's start."""
+    return _merged(snapshot, Roll() if roll is None else roll) if _world() > 1 else snapshot
+
+
+def is_too_much(size: int) -> bool:
+    """Whether so many bytes of each rank are more than all of them can be given."""
+    return _world() > 1 and largest(size) * _world() > GATHERED
 
 
 def aged(snapshot: Snapshot) -> Snapshot:

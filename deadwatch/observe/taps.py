@@ -300,9 +300,14 @@ class Taps:
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, in plain values."""
-        return checkpoint.save(self._calls, self._model)
+    def state_dict(self, measured: Snapshot | None = None) -> dict[str, Any]:
+        """Where the run stands, in plain values; see `checkpoint.save`."""
+        return checkpoint.save(self._calls, self._model, measured)
+
+    @property
+    def size(self) -> int:
+        """Bytes of what was measured since the window began."""
+        return checkpoint.size_of(self._calls)
 
     def load_state_dict(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
         """Go on where another run stood; see `checkpoint.load`."""
