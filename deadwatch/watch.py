@@ -23,13 +23,13 @@ from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.checkpoint import merged
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.reduce import (
+    alike,
     common_seed,
     every_rank,
     is_too_much,
     largest,
     merge,
     mine,
-    on_any_rank,
     rank,
     reduce,
 )
@@ -144,7 +144,8 @@ class Watch:
                 self._optimizers,
                 common_seed(),
                 self._total_steps,
-                on_any_rank,
+                largest,
+                alike,
                 self._operation,
             )
             self._resume_clinic()

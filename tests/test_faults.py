@@ -5,6 +5,7 @@ Each test runs real gloo processes whose group gives up after `TIMEOUT` seconds.
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks.windows import World, close, site
-from deadwatch import BiasWarming, Policy, Recycle, Rules, Watch
+from deadwatch import BiasWarming, Case, Plan, Policy, Recycle, Rules, Watch
+from deadwatch.errors import TreatmentFailedWarning
 from deadwatch.observe.roll import Roll
 from deadwatch.records import Snapshot, Window
 from tests.nets import mlp
@@ -258,6 +260,79 @@ def failing_on_one(rank: int) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Unlucky(Recycle):
+    """A remedy that fails at one site, on rank 1 alone."""
+
+    rank: int = 0
+    site: str = ""
+
+    def plan(self, case: Case) -> Plan:
+        if self.rank == 1 and case.report.site.name == self.site:
+            broken()
+        return super().plan(case)
+
+
+def treating_on_one(rank: int) -> dict[str, Any]:
+    """A remedy fails on rank 1, at the second of two sites."""
+    torch.manual_seed(0)
+    model = mlp()
+    with torch.no_grad():
+        for index in (0, 2):
+            model[index].bias[:3] = -40
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    policy = Policy(Unlucky(rank=rank, site="3"), when=0.0, cooldown=0)
+    watch = Watch(model, optimizer=optimizer, policy=policy, rules=Rules(min_samples=1))
+    found: dict[str, Any] = {"reports": [], "before": copy.deepcopy(model.state_dict())}
+    with watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TreatmentFailedWarning)
+        for _ in range(2):
+            for _ in range(12):
+                model(torch.ones(8, 12))
+                watch.step(1.0)
+            found["reports"].append(watch.close_window())
+        watch.step(1.0)
+        found["ledger"] = len(watch.ledger)
+    return found | {"after": model.state_dict()}
+
+
+class Delicate(BiasWarming):
+    """A warming whose course fails on rank 1 alone."""
+
+    rank = 0
+
+    def plan(self, case: Case) -> Plan:
+        plan = super().plan(case)
+        if self.rank == 1:
+            plan.course.step = broken
+        return plan
+
+
+def going_on_one(calls: list[str], rank: int) -> list[int]:
+    """A course ends early on rank 1; the looks of the guard still match."""
+    torch.manual_seed(0)
+    model = mlp()
+    with torch.no_grad():
+        model[0].bias[:3] = -40
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    Delicate.rank = rank
+    policy = Policy(Delicate(hold=50, anneal=10), when=0.0, cooldown=0)
+    watch = Watch(model, optimizer=optimizer, policy=policy, rules=Rules(min_samples=1))
+    looks = []
+    with watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TreatmentFailedWarning)
+        for _ in range(12):
+            model(torch.ones(8, 12))
+            watch.step(1.0)
+        watch.close_window()
+        calls.clear()
+        for step in range(1, 110):
+            watch.step(1.0)
+            looks += [step] * len(calls)
+            calls.clear()
+    return looks
+
+
 def idle(rank: int) -> dict[str, Any]:
     """Rank 1 runs no forward and takes no step in the first window."""
     torch.manual_seed(0)
@@ -317,6 +392,8 @@ def differing(rank: int, ranks: int, folder: Path) -> None:
     calls = count_collectives()
     found: dict[str, Any] = {
         "failing": failing_on_one(rank),
+        "treating": treating_on_one(rank),
+        "going": going_on_one(calls, rank),
         "idle": idle(rank),
         "branching": branching(calls, rank),
         "widths": widths(rank),
@@ -339,12 +416,15 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_a_window_takes_a_fixed_number_of_collectives(ranks: list[dict[str, Any]]) -> None:
-    """Whatever the number of sites, and whether a policy treats."""
+    """Whatever the number of sites; one more where a policy has found something to do."""
     for rank in ranks:
         assert rank["treating 1"]["treated"]
         assert rank["treating 60"]["treated"] >= 60
-        for run in ("watching 1", "watching 60", "treating 1", "treating 60"):
+        for run in ("watching 1", "watching 60"):
             assert rank[run]["windows"] == [["all_reduce"] * 4] * 3, run
+        for run in ("treating 1", "treating 60"):
+            assert rank[run]["windows"][0] == ["all_reduce"] * 5, run
+        assert {len(window) for window in rank["treating 60"]["windows"]} <= {4, 5}
 
 
 def test_what_a_window_sends_grows_with_units_alone() -> None:
@@ -392,6 +472,30 @@ def test_processes_treat_alike_where_one_has_given_up(ranks: list[dict[str, Any]
         assert torch.equal(value, other["weights"][name]), name
 
 
+def test_a_remedy_that_fails_on_one_process_is_taken_back_on_all(
+    ranks: list[dict[str, Any]],
+) -> None:
+    for rank in ranks:
+        treating = rank["treating"]
+        first, second = treating["reports"]
+        assert not first.treatments
+        assert [r.site for r in first.refusals] == ["1", "3"]
+        assert all(
+            "not all processes could treat these units alike" in r.reason for r in first.refusals
+        )
+        assert treating["ledger"] == 0
+        assert not second.treatments  # it rests there
+        assert {r.site for r in second.refusals} == {"1", "3"}
+        for name, value in treating["before"].items():
+            assert torch.equal(value, treating["after"][name]), name
+
+
+def test_a_course_that_fails_on_one_process_does_not_part_the_guards(
+    ranks: list[dict[str, Any]],
+) -> None:
+    assert ranks[0]["going"] == ranks[1]["going"] == [1, 2, 4, 8, 16, 32, 64]
+
+
 def test_a_process_without_a_forward_reports_what_the_others_saw(
     ranks: list[dict[str, Any]],
 ) -> None:
@@ -420,8 +524,8 @@ def test_processes_that_take_other_branches_treat_alike(ranks: list[dict[str, An
 
 
 def test_what_one_process_sees_is_exchanged_once(ranks: list[dict[str, Any]]) -> None:
-    exchanged = [len(calls) > 4 for calls in ranks[0]["branching"]["calls"]]
-    assert exchanged == [len(calls) > 4 for calls in ranks[1]["branching"]["calls"]]
+    exchanged = ["all_gather_object" in calls for calls in ranks[0]["branching"]["calls"]]
+    assert exchanged == ["all_gather_object" in calls for calls in ranks[1]["branching"]["calls"]]
     assert exchanged[0]
     assert not any(exchanged[3:])
 

@@ -2,9 +2,10 @@
 
 A unit is dead only if it is dead on every rank, so ranks merge what they measured before anything
 is judged. The number of collectives of a window does not depend on the number of sites, nor on
-what a policy does: four all-reduces. The first has three numbers: whether all ranks have the same
-news of their sites (see `roll.py`), and the steps. The others have one flat buffer each: two sums
-and one maximum (minima travel negated), 88 bytes a unit in all. In a window in which ranks have
+what they are: four all-reduces. The first has three numbers: whether all ranks have the same news
+of their sites (see `roll.py`), and the steps. The others have one flat buffer each: two sums and
+one maximum (minima travel negated), 88 bytes a unit in all. Where units are due for treatment there
+is a fifth, of two numbers: whether all ranks have treated alike. In a window in which ranks have
 met different sites, there are two more exchanges, of their news alone.
 
 Besides these: one broadcast of a seed at the start of a policy, one all-reduce whenever the guard
@@ -27,7 +28,7 @@ import torch.distributed as dist
 
 from deadwatch.observe import stats
 from deadwatch.observe.remarks import FAILED
-from deadwatch.observe.roll import APART, Roll, digest
+from deadwatch.observe.roll import APART, Roll, digest, number_of
 from deadwatch.observe.stats import STATISTICS
 from deadwatch.records import Bools, Floats, SiteSnapshot, Snapshot
 
@@ -83,14 +84,18 @@ def common_seed() -> int:
     return seed
 
 
-def on_any_rank(statement: bool) -> bool:
-    """Whether a statement is true on any rank; the answer is the same on all of them."""
-    return bool(largest(int(statement)))
-
-
 def largest(number: int) -> int:
     """The largest of the numbers that all ranks have; the same on all of them."""
     return _largest(number)[0] if _world() > 1 else number
+
+
+def alike(value: object) -> bool:
+    """Whether a value looks the same on all ranks; the answer is the same on all of them."""
+    if _world() == 1:
+        return True
+    own = number_of(value)
+    most, least = _largest(own, -own)
+    return most == -least
 
 
 def every_rank(value: Any) -> list[Any]:

@@ -94,7 +94,12 @@ def digest(news: Sequence[Entry]) -> int:
         (units, vars(site), [vars(wire) for wire in _wires(site)])  # a wire shows only some of it
         for site, units in news
     ]
-    hashed = hashlib.blake2b(repr(told).encode(), digest_size=8).digest()
+    return number_of(told)
+
+
+def number_of(value: object) -> int:
+    """A number below 2⁶² that is the same for values that look the same."""
+    hashed = hashlib.blake2b(repr(value).encode(), digest_size=8).digest()
     return int.from_bytes(hashed, "big") >> 2
 
 
