@@ -96,7 +96,7 @@ class World:
         return self.sent / bandwidth + hops * (self.ranks - 1) * latency
 
 
-def site(index: int, units: int) -> SiteSnapshot:
+def relu_between(index: int, units: int) -> SiteSnapshot:
     """A ReLU between two dense layers, which has run."""
     wire = Wire("linear", "", "weight", "bias", units=range(units))
     before, after = (
@@ -122,7 +122,7 @@ def table(snapshot: Snapshot, bandwidth: float, latency: float, step: float, win
     print(f"| {' | '.join(columns)} |")
     print("|--:|--:|--:|--:|--:|--:|")
     roll = Roll()
-    late = site(len(snapshot.sites), snapshot.sites[0].units)
+    late = relu_between(len(snapshot.sites), snapshot.sites[0].units)
     for ranks in RANKS:
         close(snapshot, roll, World(ranks))
         usual = close(snapshot, roll, World(ranks))
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--window", type=int, default=500, help="steps of a window")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    sites = tuple(site(index, options.units) for index in range(options.sites))
+    sites = tuple(relu_between(index, options.units) for index in range(options.sites))
     snapshot = Snapshot(Window(0, 0, 9), sites, 10)
     start = time.perf_counter()
     first = close(snapshot, Roll(), World(RANKS[0]))

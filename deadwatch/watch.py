@@ -20,19 +20,8 @@ from deadwatch.errors import (
     UnfinishedCourseWarning,
 )
 from deadwatch.judge.rules import Rules, judge
-from deadwatch.observe.checkpoint import merged
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import (
-    alike,
-    common_seed,
-    every_rank,
-    is_too_much,
-    largest,
-    merge,
-    mine,
-    rank,
-    reduce,
-)
+from deadwatch.observe.reduce import alike, common_seed, largest, reduce
 from deadwatch.observe.remarks import tell_unseen
 from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import uncompiled
@@ -326,13 +315,8 @@ class Watch:
         clinic = None if self._clinic is None else to_plain(self._clinic.state_dict())
         shapes = shapes_of(self._model)
         slopes = self._optimizers.homes(slopes_of(self._model))
-        trial = clinic and clinic.pop("trial")
         # Each rank has seen other data and other losses; all else is the same on all of them.
-        if is_too_much(self._taps.size):
-            measured = merge(self._taps.read(), self._roll)
-            ranks = [{"taps": self._taps.state_dict(measured), "trial": trial}]
-        else:
-            ranks = every_rank({"taps": self._taps.state_dict(), "trial": trial})
+        ranks = self._taps.gather(self._roll, {"trial": clinic and clinic.pop("trial")})
         model = {"shapes": shapes, "slopes": slopes}
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
 
@@ -352,13 +336,7 @@ class Watch:
         if self._policy is not None and state["clinic"] is not None:
             check_shapes(self._model, state["shapes"])
         self._optimizers.rehome(slopes_of(self._model), state["slopes"])
-        ranks = state["ranks"]
-        own = mine(ranks)
-        if own is not None:
-            self._taps.load_state_dict(own["taps"])
-        else:  # another number of processes: the first takes over what all had measured
-            self._taps.load_state_dict(merged([one["taps"] for one in ranks]), empty=rank() > 0)
-            own = ranks[rank() % len(ranks)]
+        own = self._taps.share_out(state["ranks"])
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
             self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})

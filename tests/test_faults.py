@@ -17,15 +17,18 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from benchmarks.windows import World, close, site
+from benchmarks.windows import World, close, relu_between
 from deadwatch import BiasWarming, Case, Plan, Policy, Recycle, Rules, Watch
 from deadwatch.errors import TreatmentFailedWarning
+from deadwatch.observe import reduce
 from deadwatch.observe.roll import Roll
 from deadwatch.records import Snapshot, Window
 from tests.nets import mlp
@@ -374,6 +377,22 @@ def branching(calls: list[str], rank: int) -> dict[str, Any]:
     return found | {"weights": model.state_dict()}
 
 
+def saving(rank: int) -> dict[str, Any]:
+    """Only rank 1 takes the branch, and the state is saved, as each did and merged."""
+    torch.manual_seed(0)
+    model = Branches()
+    found: dict[str, Any] = {}
+    with Watch(model, rules=Rules(min_samples=1)) as watch:
+        for _ in range(3):
+            model(torch.ones(8, 12), rank == 1)
+            watch.step()
+        found["each"] = watch.state_dict()
+        with patch.object(reduce, "GATHERED", 0):
+            found["merged"] = watch.state_dict()
+        found["report"] = watch.peek()
+    return found
+
+
 def widths(rank: int) -> dict[str, Any]:
     """The same site has another number of units on each process."""
     model = nn.Sequential(nn.Linear(12, 4 + rank), nn.ReLU())
@@ -396,6 +415,7 @@ def differing(rank: int, ranks: int, folder: Path) -> None:
         "going": going_on_one(calls, rank),
         "idle": idle(rank),
         "branching": branching(calls, rank),
+        "saving": saving(rank),
         "widths": widths(rank),
     }
     treating = Policy(Recycle(), when=0.0, cooldown=0)
@@ -428,13 +448,13 @@ def test_a_window_takes_a_fixed_number_of_collectives(ranks: list[dict[str, Any]
 
 
 def test_what_a_window_sends_grows_with_units_alone() -> None:
-    sites = tuple(site(index, 64) for index in range(50))
+    sites = tuple(relu_between(index, 64) for index in range(50))
     snapshot, roll = Snapshot(Window(0, 0, 9), sites, 10), Roll()
     for ranks in (8, 4096):
         world = close(snapshot, roll, World(ranks))
         assert world.collectives == 4
         assert sum(world.reduced) == 24 + 50 * (88 * 64 + 24)
-    met = replace(snapshot, sites=(*sites, site(50, 64)))
+    met = replace(snapshot, sites=(*sites, relu_between(50, 64)))
     other = close(met, roll, World(4096, alike=False))
     assert other.collectives == 6
     assert other.broadcast[0] + other.gathered[0] < 2000  # of one site, and not of all
@@ -528,6 +548,27 @@ def test_what_one_process_sees_is_exchanged_once(ranks: list[dict[str, Any]]) ->
     assert exchanged == ["all_gather_object" in calls for calls in ranks[1]["branching"]["calls"]]
     assert exchanged[0]
     assert not any(exchanged[3:])
+
+
+@pytest.mark.parametrize("form", ["each", "merged"])
+def test_one_process_goes_on_with_what_only_some_have_seen(
+    ranks: list[dict[str, Any]], form: str
+) -> None:
+    for rank in ranks:
+        expected = rank["saving"]["report"]
+        assert len(rank["saving"][form]["ranks"]) == (2 if form == "each" else 1)
+        watch = Watch(Branches(), rules=Rules(min_samples=1))
+        watch.load_state_dict(rank["saving"][form])
+        report = watch.peek()
+        assert set(report) == set(expected) == {"act", "side.1", "relu"}
+        for name, site in report.items():
+            other = expected[name]
+            assert (site.samples, site.units) == (other.samples, other.units)
+            assert site.state.tolist() == other.state.tolist()
+            assert set(site.site.consumers) == set(other.site.consumers), name
+            np.testing.assert_allclose(site.mean, other.mean, rtol=1e-12)
+            np.testing.assert_allclose(site.std, other.std, rtol=1e-9, atol=1e-12)
+        assert {site.samples for site in report.values()} == {24, 48}
 
 
 def test_a_site_of_another_width_on_each_process_is_not_merged(ranks: list[dict[str, Any]]) -> None:

@@ -31,7 +31,9 @@ from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
+from deadwatch.observe.reduce import alike, every_rank, is_too_much, merge, mine, rank
 from deadwatch.observe.remarks import FAILED
+from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import Selection
 from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
@@ -304,10 +306,31 @@ class Taps:
         """Where the run stands, in plain values; see `checkpoint.save`."""
         return checkpoint.save(self._calls, self._model, measured)
 
-    @property
-    def size(self) -> int:
-        """Bytes of what was measured since the window began."""
-        return checkpoint.size_of(self._calls)
+    def gather(self, roll: Roll, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Where each process stands, with what else is its ``own``; a collective call.
+
+        Where that would be too much for each of them, one state of all together.
+        """
+        if not is_too_much(checkpoint.size_of(self._calls)):
+            return every_rank({**own, "taps": self.state_dict()})
+        taps = self.state_dict(merge(self.read(), roll))
+        known = {**taps, "sites": []}
+        if not alike(known):
+            taps = checkpoint.merged([taps, *every_rank(known)])
+        return [{**own, "taps": taps}]
+
+    def share_out(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Go on where the processes stood whose `gather` this is; returns what was one's own.
+
+        If there were as many as now, each goes on as itself. Else the first takes over what all
+        had measured; the others know the same, and measure from here on.
+        """
+        own: dict[str, Any] | None = mine(ranks)
+        if own is not None:
+            self.load_state_dict(own["taps"])
+            return own
+        self.load_state_dict(checkpoint.merged([one["taps"] for one in ranks]), empty=rank() > 0)
+        return ranks[rank() % len(ranks)]
 
     def load_state_dict(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
         """Go on where another run stood; see `checkpoint.load`."""
