@@ -53,19 +53,14 @@ def hooks(model: nn.Module) -> int:
 
 
 LAUNCH = """
-import os, sys
+import sys
+from functools import partial
 from pathlib import Path
+from tests.forks import in_forks
 from tests.test_faults import FAULTS, faulty
 
-children = []
-for fault in FAULTS:
-    for rank in range(2):
-        child = os.fork()  # torch is imported once, and has no threads yet
-        if not child:
-            faulty(rank, Path(sys.argv[1]), fault)
-        children.append(child)
-for child in children:
-    os.waitpid(child, 0)
+folder = Path(sys.argv[1])
+in_forks([partial(faulty, rank, folder, fault) for fault in FAULTS for rank in range(2)])
 """
 
 # ── a process is gone ───────────────────────────────────────────────────────────────────

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,28 +18,38 @@ from deadwatch import BiasWarming, NoBiasDecay, Policy, Recycle
 from deadwatch.observe import reduce
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
+from deadwatch.treat.ledger import Entry
 from tests.nets import mlp
-from tests.ranks import run_ranks
-from tests.resuming import EVENTS, Run, Setup, through_a_file
+from tests.resuming import Run, Setup, through_a_file
 from tests.test_resume import dying
 
-INTERRUPTED = {
-    "within a window, while warmed": 7,
-    "between a verdict and its treatment": 5,
-    "within a window, while annealed": 10,
-    "after a window": 12,
-}
-"""After which of the events of a run it is interrupted."""
 
-MERGED = 7
-"""After which it is interrupted where what the processes measured is merged when it is saved."""
+@dataclass(frozen=True)
+class Case:
+    """A run, and after which of its events it is interrupted.
 
-TO_FINISH: dict[int, list[tuple[int, int | str]]] = {
-    1: [*((2, done) for done in INTERRUPTED.values()), (2, "merged")],
-    2: [*((1, done) for done in INTERRUPTED.values()), (2, "merged")],
-    3: [*((2, done) for done in INTERRUPTED.values()), (2, "merged")],
+    Attributes:
+        after: That.
+        guarded: Whether the loss leaves its band after the treatment.
+        merged: Whether what the processes measured is too much to be saved for each of them.
+    """
+
+    after: int
+    guarded: bool = False
+    merged: bool = False
+
+
+CASES = {
+    "between a verdict and its treatment": Case(5),
+    "while warmed, within a window": Case(7),
+    "while annealed, within a window": Case(10),
+    "after a window": Case(12),
+    "while on trial": Case(13, guarded=True),
+    "merged when saved": Case(7, merged=True),
 }
-"""By the number of processes that finish a run, the number of those that saved it, and when."""
+
+TO_FINISH = {1: (2,), 2: (1, 2), 3: (2,)}
+"""By the number of processes that finish runs, the numbers of those that saved them."""
 
 GLOBAL = 12
 """Rows of a step's batch, over all processes."""
@@ -60,15 +73,16 @@ class Shared(Run):
         self.step += 1
 
 
-def setup() -> Setup:
-    """Three units are dead from the start, warmed from the first window on, and annealed."""
+def setup(guarded: bool) -> Setup:
+    """Three units are dead from the start, warmed as soon as it is allowed, and annealed."""
     warming = BiasWarming(hold=3, anneal=4, quiet=False)
+    policy = {"when": 0.01, "cooldown": 1, "prevent": NoBiasDecay(), "warmup": 8 * guarded}
     return Setup(
         lambda: dying(mlp()),
-        lambda: Policy([warming, Recycle()], when=0.01, cooldown=1, prevent=NoBiasDecay()),
+        lambda: Policy([warming, Recycle()], **policy),
         # Without momentum and curvature, rounding stays rounding.
         optimizer=lambda p: torch.optim.SGD(p, lr=1e-3, weight_decay=0.5),
-        loss=lambda step, loss: torch.tensor(1 + 0.01 * (step % 3)),
+        loss=lambda step, _: torch.tensor(9.0 if guarded and step > 8 else 1 + 0.01 * (step % 3)),
     )
 
 
@@ -86,89 +100,92 @@ def end(run: Run) -> dict[str, Any]:
     }
 
 
-def interrupted(done: int) -> dict[str, Any]:
-    run = Shared(setup())
-    run.go_on(done)
-    return run.state()
+def interrupted(case: Case) -> dict[str, Any]:
+    run = Shared(setup(case.guarded))
+    run.go_on(case.after)
+    with patch.object(reduce, "GATHERED", 0 if case.merged else 1 << 28):
+        return run.state()
 
 
-def finished(state: Any = None) -> dict[str, Any]:
-    run = Shared(setup(), state)
+def finished(guarded: bool, state: Any = None) -> dict[str, Any]:
+    run = Shared(setup(guarded), state)
     run.go_on()
     return end(run)
 
 
-def merged(done: int) -> dict[str, Any]:
-    """The same, where what all processes measured is too much for each of them."""
-    with patch.object(reduce, "GATHERED", 0):
-        return interrupted(done)
-
-
 def on_ranks(rank: int, ranks: int, folder: Path) -> None:
-    """Save runs here if there are two processes, and finish those that other numbers saved."""
+    """Save runs here if there are two processes, and finish those that were saved."""
     init = f"file://{folder}/store{ranks}"
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=ranks)
-    if ranks == 2:
-        states: dict[int | str, Any] = {done: interrupted(done) for done in INTERRUPTED.values()}
-        for done, state in (states | {"merged": merged(MERGED)}).items():
-            if rank == 0:
-                torch.save(state, folder / f"2-{done}.pt")
+    for name, case in CASES.items() if ranks == 2 else ():
+        state = interrupted(case)
+        assert len(state["watch"]["ranks"]) == (1 if case.merged else 2)
+        if rank == 0:
+            torch.save(state, folder / f"2 {name}.pt")
     dist.barrier()
-    for saved_by, done in TO_FINISH[ranks]:
-        path = folder / f"{saved_by}-{done}.pt"
-        result = finished(torch.load(path, weights_only=True))
-        torch.save(result, folder / f"{saved_by}-{ranks}-{done}-{rank}.pt")
+    for saved_by in TO_FINISH[ranks]:
+        for name, case in CASES.items():
+            state = torch.load(folder / f"{saved_by} {name}.pt", weights_only=True)
+            torch.save(
+                finished(case.guarded, state), folder / f"{saved_by} {ranks} {rank} {name}.pt"
+            )
     dist.barrier()
 
 
 SCRIPT = """
-import os, sys, warnings
+import sys, warnings
+from functools import partial
 from pathlib import Path
+from tests.forks import in_forks
 from tests.test_resume_ranks import on_ranks
 
 warnings.simplefilter("error")
-on_ranks(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
-os._exit(0)  # gloo's own threads now and then abort an orderly exit
+for ranks in (2, 3):
+    calls = [partial(on_ranks, rank, ranks, Path(sys.argv[1])) for rank in range(ranks)]
+    assert not any(in_forks(calls))
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    for done in INTERRUPTED.values():
-        torch.save(interrupted(done), folder / f"1-{done}.pt")
-    for ranks in (2, 3):
-        run_ranks(SCRIPT, folder, ranks)
+    for name, case in CASES.items():
+        torch.save(interrupted(case), folder / f"1 {name}.pt")
+    subprocess.run([sys.executable, "-c", SCRIPT, str(folder)], check=True, timeout=120)
     return folder
 
 
 @pytest.fixture(scope="module")
-def whole() -> dict[str, Any]:
-    return finished()
+def whole() -> dict[bool, Any]:
+    """What is left of runs that were not interrupted, on one process; by whether guarded."""
+    return {guarded: through_a_file(finished(guarded)) for guarded in (False, True)}
 
 
+@pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
-    ("ranks", "saved_by", "done"),
-    [(ranks, *one) for ranks, several in TO_FINISH.items() for one in several],
+    ("saved_by", "ranks"), [(one, ranks) for ranks, several in TO_FINISH.items() for one in several]
 )
 def test_a_run_goes_on_on_another_number_of_processes(
-    ranks: int, saved_by: int, done: int | str, folder: Path, whole: dict[str, Any]
+    saved_by: int, ranks: int, name: str, folder: Path, whole: dict[bool, Any]
 ) -> None:
+    guarded = CASES[name].guarded
     if ranks == 1:
-        results = [finished(torch.load(folder / f"{saved_by}-{done}.pt", weights_only=True))]
+        state = torch.load(folder / f"{saved_by} {name}.pt", weights_only=True)
+        results = [finished(guarded, state)]
     else:
-        paths = [folder / f"{saved_by}-{ranks}-{done}-{rank}.pt" for rank in range(ranks)]
+        paths = [folder / f"{saved_by} {ranks} {rank} {name}.pt" for rank in range(ranks)]
         results = [torch.load(path, weights_only=True) for path in paths]
     for result in results:
-        assert close(result, through_a_file(whole)) == []
+        assert close(result, whole[guarded]) == []
 
 
-def test_the_run_is_one_in_which_schedules_end(whole: dict[str, Any]) -> None:
-    reports = from_plain(list[WindowReport], whole["reports"])
+def test_the_runs_are_such_that_schedules_end_and_guards_act(whole: dict[bool, Any]) -> None:
+    reports = from_plain(list[WindowReport], whole[False]["reports"])
     assert [len(report.treatments) for report in reports] == [1, 0, 1]
     assert [int(report["1"].dead.sum()) for report in reports][:2] == [3, 0]
-    assert whole["in course"] == 0
-    assert len(EVENTS) > max(INTERRUPTED.values())
+    assert whole[False]["in course"] == 0
+    entries = from_plain(list[Entry], whole[True]["clinic"]["ledger"])
+    assert [(entry.treatment.window, entry.undone) for entry in entries] == [(1, True)] * 2
 
 
 def close(one: Any, other: Any, path: str = "") -> list[str]:
