@@ -188,10 +188,10 @@ def _call(snapshot: Snapshot, roll: Roll) -> int:
     most, least, steps = _largest(own, -own, snapshot.steps)
     if most == -least:
         roll.settle(news)
-        return steps
-    first = _of_the_first(news)
-    roll.combine(first, every_rank(roll.answer(first, news)))
-    roll.told(news)
+    else:
+        first = _of_the_first(news)
+        roll.combine(first, every_rank(roll.answer(first, news)))
+    roll.told(snapshot.sites)
     return steps
 
 

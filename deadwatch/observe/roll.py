@@ -34,7 +34,7 @@ class Roll:
 
     Attributes:
         entries: By name, in the common order; the same on all ranks.
-        said: What this rank last said of each site.
+        said: What the others know this rank to know of each site.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
@@ -48,13 +48,12 @@ class Roll:
         name = site.site.name
         if not site.units and name in self.entries:  # others may have run it
             return False
-        last = self.said.get(name) or self.entries.get(name)
-        return last is None or last[1] != site.units or last[0] != site.site
+        return (site.site, site.units) not in (self.said.get(name), self.entries.get(name))
 
     def settle(self, news: Sequence[Entry]) -> None:
         """All ranks have the same news."""
         for entry in news:
-            self.entries[entry[0].name] = self.said[entry[0].name] = entry
+            self.entries[entry[0].name] = entry
 
     def answer(self, first: Sequence[Entry], news: Sequence[Entry]) -> Answer:
         """What this rank has to say to the news of the first one."""
@@ -74,9 +73,9 @@ class Roll:
             outdated.discard(name)
             self.entries[name] = entry if before is None else _combined(before, entry)
 
-    def told(self, news: Sequence[Entry]) -> None:
-        """This rank has told its news, whatever came of them."""
-        self.said |= {entry[0].name: entry for entry in news}
+    def told(self, sites: Iterable[SiteSnapshot]) -> None:
+        """The others know what this rank knows, whatever came of it."""
+        self.said |= {site.site.name: (site.site, site.units) for site in sites}
 
     def units(self, name: str) -> int:
         """The number of units of a site, 0 if it has never run, `APART` if ranks differ in it."""
