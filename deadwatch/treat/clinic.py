@@ -323,7 +323,7 @@ class Clinic:
         if not len(units):
             return None, ""
         if self._window < self._charts[report.site.name].hold_until.get(remedy.name, 0):
-            return None, "it is on hold here since the guard undid it"
+            return None, "it is on hold here since it was undone"
         try:
             plan = self._planning.plan(remedy, report, units)
             done.append(self._theatre.apply(plan, report, self._window, step))
