@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -15,7 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site
+from deadwatch.records import Bools, Gate, Ints, Share, Site
 
 
 @dataclass(eq=False)
@@ -43,6 +43,7 @@ class SiteState:
         checks: How often liveness was looked for in this window.
         signed: Whether outputs may be negative.
         finite: Finite elements of every unit whose moments were taken, if that is one number.
+        share: Which part of the site lies in this process.
     """
 
     base: str
@@ -65,6 +66,7 @@ class SiteState:
     checks: int = 0
     signed: bool = True
     finite: int | None = None
+    share: Share = field(default_factory=Share)
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -217,7 +219,7 @@ class SiteState:
 
 _SAVED = (
     *("base", "site", "units", "dim", "data", "age", "flat"),
-    *("seen", "samples", "sampled", "last", "hidden", "finite"),
+    *("seen", "samples", "sampled", "last", "hidden", "finite", "share"),
 )
 """What of a site's state is not told by its module."""
 
@@ -230,4 +232,6 @@ def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
     for state in states:
         state.samples, state.sampled = 0, -1
         state.settled, state.checks, state.finite = False, 0, 0
-        state.age = ages[state.site.name].copy()  # a report holds the other
+        age = ages[state.site.name]  # of all units, of which this process may have a part
+        start = state.share.first if len(age) > state.units else 0
+        state.age = age[start : start + state.units].copy()  # a report holds the other

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from deadwatch.observe import stats
+from deadwatch.observe.assembly import assembled, placed
 from deadwatch.observe.stats import STATISTICS
 from deadwatch.records import Floats, SiteSnapshot, Snapshot
 
@@ -96,21 +96,22 @@ def _aligned(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
     """This rank's snapshots in an order common to all ranks, empty where this rank has none."""
     here = {site.site.name: site for site in sites}
     blank = [replace(site, samples=0, data={}) for site in sites]
-    known: dict[str, SiteSnapshot] = {}
+    known: dict[str, list[SiteSnapshot]] = {}
     for other in (other for rank in every_rank(blank) for other in rank):
-        if other.site.name not in known or not known[other.site.name].units:
-            known[other.site.name] = other
+        known.setdefault(other.site.name, []).append(other)
     aligned = []
-    for name, site in known.items():
-        own = here.get(name, site)
-        data = own.data or (stats.blank(site.units) if site.units else {})
-        aligned.append(replace(site, samples=own.samples, data=data))
+    for name, parts in known.items():
+        own, site = here.get(name, replace(parts[0], samples=0, data={})), assembled(parts)
+        if site is None:
+            aligned.append(replace(own, samples=0, data={}))
+        else:
+            aligned.append(replace(site, data=placed(own, site)))
     return aligned
 
 
 def _merged(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
-    sites = [site for site in sites if site.units] + [site for site in sites if not site.units]
-    rows = [{**site.data, "samples": np.array([site.samples])} for site in sites if site.units]
+    sites = [site for site in sites if site.data] + [site for site in sites if not site.data]
+    rows = [dict(site.data) for site in sites if site.data]
     for row in rows:
         row["total"] = row["finite"] * row["mean"]
         row |= {f"-{name}": -row[name] for name in _MINIMA}
@@ -125,7 +126,8 @@ def _merged(sites: list[SiteSnapshot]) -> list[SiteSnapshot]:
         data = total | top | {"mean": row["centre"], "m2": spread["spread"]}
         data |= {name: -top[f"-{name}"] for name in _MINIMA}
         kept = {name: data[name].astype(site.data[name].dtype) for name in STATISTICS}
-        merged.append(replace(site, samples=int(total["samples"][0]), data=kept))
+        # Of units that lie in other processes, those seen least tell how many were judged.
+        merged.append(replace(site, samples=int(total["samples"].min()), data=kept))
     return merged + sites[len(rows) :]
 
 

@@ -32,6 +32,7 @@ from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
 from deadwatch.observe.sites import Selection
+from deadwatch.observe.strategies import staged, tensor_parallel
 from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
 
@@ -91,6 +92,7 @@ class Taps:
             if not self._counting.evaluation:  # graphs look only at what trains
                 forget_graphs(Ears.hears)
             self._calls.lookout.begin()
+            self._calls.parallel = bool(tensor_parallel(self._model))
             self._layout.refresh()
             self._graph.traced = self._graph.traced or self._layout.compiled
             self.warn_if_bare(ran=False)
@@ -248,7 +250,7 @@ class Taps:
         never = [place.unseen() for place in places if place.base not in ran]
         clock = self._clock
         window = Window(clock.window, clock.start, max(clock.start, clock.tick - 1))
-        return Snapshot(window, (*fetch(list(sites)), *never))
+        return Snapshot(window, staged(self._model, (*fetch(list(sites)), *never)))
 
     def restart(self, ages: Mapping[str, Ints]) -> None:
         """Begin the next window; ``ages`` are those of the one that ended, by site name."""

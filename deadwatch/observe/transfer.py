@@ -81,7 +81,7 @@ def _snapshot(state: SiteState, seen: int, data: dict[str, npt.NDArray[Any]]) ->
     samples = state.samples + seen
     if state.hidden and not seen:
         samples, data = 0, stats.blank(state.units)
-    return SiteSnapshot(state.site, samples, data, state.age, state.flat)
+    return SiteSnapshot(state.site, samples, data, state.age, state.flat, state.share)
 
 
 _WIDEST = 8
