@@ -45,7 +45,7 @@ def known(
     Raises:
         ValueError: It is sharded otherwise than in its first call.
     """
-    if state is None or (not state.waiting and type(source) is Tensor):
+    if state is None or not (state.waiting or hasattr(source, "placements")):
         return state
     if state.fits(z) and share_of(source, state, parallel=parallel) == state.share:
         return state

@@ -101,7 +101,7 @@ def _replicas(model: nn.Module) -> Strategy | None:
 
 
 def tensor_parallel(model: nn.Module) -> str:
-    """The name of a parameter that is a DTensor beyond what `fully_shard` does; empty if none is.
+    """Which parameter is a DTensor beyond what `fully_shard` makes of it; empty if none is.
 
     Call it while no module with parameters runs, when `fully_shard` mostly has them in shards.
     """
@@ -117,7 +117,7 @@ def tensor_parallel(model: nn.Module) -> str:
                 return str(name)
         for shard in _shards_of(module):
             if getattr(shard, "is_dtensor", False):
-                return str(getattr(shard, "_param_fqn", None) or path)
+                return f"a parameter of {path or 'the model'}"
     return ""
 
 
