@@ -88,6 +88,7 @@ SINGLE_HOMES = {
         "observe/reduce.py",
         {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"},
     ),
+    "gathering of sharded parameters": ("treat/shards.py", {"full_tensor", "redistribute"}),
     "parameter writes": ("treat/surgery.py", {"index_copy_"}),
     "optimizer writes": ("treat/optim.py", {"param_groups"}),
 }

@@ -35,8 +35,14 @@ from deadwatch.observe.arithmetic import unlisted
 from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.knowledge import Knowledge, Visit
 from deadwatch.observe.labels import Flow, Label, Op, Part, cut_stem, tensors_in, unknown
+from deadwatch.observe.naming import Names
 from deadwatch.observe.operations import RULES
 from deadwatch.records import Wire
+
+_PASSES_ON = "RegisterPostBackwardFunctionBackward"
+"""The node that ``fully_shard`` puts behind each input of a module, to know when its backward ends.
+
+It is no torch function, and passes its inputs on as they are."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,7 @@ class Tracer:
     def __init__(self, model: nn.Module) -> None:
         self.knowledge = Knowledge()
         self._model = model
-        self._parameters: dict[int, str] = {}
-        self._buffers: dict[int, str] = {}
+        self._names = Names(model)
         self._labels: dict[int, tuple[weakref.ref[Tensor], Label]] = {}
         self._frame = ""
         self._uses: Counter[str] = Counter()
@@ -72,10 +77,9 @@ class Tracer:
 
     def begin(self, frame: str) -> None:
         """A forward through the module at path ``frame`` begins."""
-        self._parameters = {id(t): name for name, t in self._model.named_parameters()}
-        for name, parameter in self._model.named_parameters(remove_duplicate=False):
-            self.knowledge.add_name(self._parameters[id(parameter)], name)
-        self._buffers = {id(t): name for name, t in self._model.named_buffers()}
+        self._names.begin()
+        for name, alias in self._names.aliases():
+            self.knowledge.add_name(name, alias)
         self._frame = frame
         self._uses.clear()
         self.abandon()
@@ -155,7 +159,10 @@ class Tracer:
     def _follow(
         self, func: Any, args: Any, kwargs: Any, result: Any, shapes: dict[int, tuple[int, ...]]
     ) -> None:
-        # What returns nothing may have written; what returns no tensor only looked.
+        # What returns nothing may have written; what returns no tensor only looked, and so does
+        # who asks whether a tensor is a view, as fully_shard does.
+        if _name(func) == "_base":
+            return
         if result is None or any(True for _ in tensors_in(result)):
             self._count_uses(args, kwargs, result)
             name = _name(func)
@@ -192,7 +199,22 @@ class Tracer:
     def label_of(self, tensor: Tensor) -> Label | None:
         """The label of a tensor."""
         reference, label = self._labels.get(id(tensor), (None, None))
-        return label if reference is not None and reference() is tensor else None
+        if reference is None or reference() is not tensor:
+            return None
+        self._pass_on(tensor, label)
+        return label
+
+    def _pass_on(self, tensor: Tensor, label: Label | None) -> None:
+        """Note which node ``fully_shard`` has put behind the input of a module.
+
+        Its function calls ``view_as`` on the input, which is seen, but not yet with the node.
+        """
+        node = tensor.grad_fn
+        if label is None or label.node is not None or node is None or node.name() != _PASSES_ON:
+            return
+        label.node = node, tensor.output_nr
+        for before in label.before:
+            before.edges += 1
 
     def set_label(self, tensor: Tensor, label: Label) -> None:
         """Label a tensor."""
@@ -211,11 +233,11 @@ class Tracer:
 
     def parameter_name(self, tensor: Any) -> str | None:
         """The name of a parameter of the model; None for anything else."""
-        return self._parameters.get(id(tensor))
+        return self._names.parameter(tensor)
 
     def buffer_name(self, tensor: Any) -> str | None:
         """The name of a buffer of the model; None for anything else."""
-        return self._buffers.get(id(tensor))
+        return self._names.buffer(tensor)
 
     # ── what a function mode does not see ───────────────────────────────────────────────
 

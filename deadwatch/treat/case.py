@@ -10,10 +10,11 @@ from torch import Tensor
 
 from deadwatch.errors import CannotTreat
 from deadwatch.records import Ints, SiteReport, State, Wire
+from deadwatch.treat import shards
 from deadwatch.treat.optim import OptimizerState, Restart
 from deadwatch.treat.places import Place, places, restarts
 from deadwatch.treat.silence import silence
-from deadwatch.treat.surgery import Edit, Surgery, narrowed
+from deadwatch.treat.surgery import Edit, Surgery
 
 NORMS = ("batch_norm", "layer_norm", "group_norm")
 _MIXING = ("layer_norm", "group_norm")
@@ -126,6 +127,8 @@ class Case:
         parameter = self.surgery.tensor(name)
         if not parameter.requires_grad:
             return f"{name} is frozen"
+        if shards.foreign(parameter):
+            return f"{name} is spread over ranks as {shards.foreign(parameter)}"
         twins = self.surgery.twins(name)
         if twins:
             return f"{name} is tied to {' and '.join(twins)}"
@@ -171,13 +174,8 @@ class Case:
             of: A tensor of the same shape to take the rows from instead.
         """
         found = self.places(name, self.units if units is None else units)
-        whole = self.surgery.tensor(name).detach() if of is None else of
-        parts = [
-            narrowed(whole, each.rows).index_select(
-                each.axis, torch.as_tensor(each.index, device=whole.device)
-            )
-            for each in found
-        ]
+        whole = shards.whole(self.surgery.tensor(name) if of is None else of)
+        parts = [shards.slices(whole, each.axis, each.index, each.rows) for each in found]
         return torch.cat(parts, found[0].axis)
 
     def edits(self, name: str, rows: Tensor) -> tuple[Edit, ...]:

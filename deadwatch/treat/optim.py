@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from deadwatch.errors import DeadwatchError, OptimizerStateWarning
 from deadwatch.records import Change, Ints
+from deadwatch.treat import shards
 from deadwatch.treat.decay import Exemption
 from deadwatch.treat.moments import (
     FIRST_MOMENTS,
@@ -24,7 +25,7 @@ from deadwatch.treat.moments import (
     at_birth,
     unguided,
 )
-from deadwatch.treat.surgery import host_copy, narrowed
+from deadwatch.treat.surgery import host_copy
 
 Rule = Literal["by_state", "restart", "keep"]
 
@@ -263,16 +264,15 @@ def _slices(value: Tensor, index: Ints, where: Restart | Change) -> Tensor:
     """A copy of some slices; of a value that a whole tensor shares, the value."""
     if value.ndim == 0:
         return value.clone()
-    within = narrowed(value, where.rows)
-    return within.index_select(where.axis, torch.as_tensor(index, device=value.device))
+    return shards.slices(value, where.axis, index, where.rows)
 
 
 def _write(value: Tensor, where: Restart | Change, new: Tensor) -> None:
     if value.ndim == 0:
         value.copy_(new)
         return
-    index = torch.as_tensor(where.index, device=value.device)
-    narrowed(value, where.rows).index_copy_(where.axis, index, new.contiguous())
+    part, index, new = shards.share(value, where.axis, where.index, new, where.rows)
+    part.index_copy_(where.axis, index, new.contiguous())
 
 
 def _record(key: str, value: Tensor, where: Restart, new: Tensor) -> Change:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from deadwatch.errors import CannotTreat
 from deadwatch.records import Wire
+from deadwatch.treat import shards
 from deadwatch.treat.optim import Restart
 from deadwatch.treat.places import places, restarts
 from deadwatch.treat.surgery import Edit
@@ -102,7 +103,7 @@ def _fold(case: Case) -> Iterator[Edit]:
 def _share(case: Case, wire: Wire) -> Tensor:
     """What the units contribute on average to each output of a reader: what it makes of them."""
     assert wire.weight is not None
-    weight = case.surgery.tensor(wire.weight).detach()
+    weight = shards.whole(case.surgery.tensor(wire.weight))
     weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     inputs = np.zeros(weight.shape[wire.axis] * wire.groups)
     inside = [unit for unit in case.units if unit in wire.units]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Change, Ints
+from deadwatch.treat import shards
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +54,20 @@ class Surgery:
     def tensor(self, name: str) -> Tensor:
         """A parameter or buffer by its dotted name."""
         path, _, leaf = name.rpartition(".")
-        found = getattr(self._model.get_submodule(path), leaf)
+        holder = self._model.get_submodule(path)
+        if leaf in holder._parameters and not shards.is_sharded(getattr(holder, leaf)):
+            shards.resharded(self._around(path))
+        found = getattr(holder, leaf)
         if not isinstance(found, Tensor):
             raise DeadwatchError(f"the model has no {name} any more")
         return found
+
+    def _around(self, path: str) -> Iterator[nn.Module]:
+        """The modules along a path, from the inside out."""
+        while path:
+            yield self.module(path)
+            path = path.rpartition(".")[0]
+        yield self._model
 
     def module(self, path: str) -> nn.Module:
         """A module by its path."""
@@ -72,8 +83,11 @@ class Surgery:
 
     def rows(self, name: str, index: Ints, axis: int = 0, within: range | None = None) -> Tensor:
         """A copy of the slices ``index`` along ``axis``, ``within`` some indices of axis 0."""
-        tensor = narrowed(self.tensor(name).detach(), within)
-        return tensor.index_select(axis, torch.as_tensor(index, device=tensor.device))
+        return shards.slices(self.tensor(name), axis, index, within)
+
+    def present(self, name: str, index: Ints, otherwise: Tensor) -> Tensor:
+        """Entries of a bias as they are where this rank holds them, else ``otherwise``."""
+        return shards.present(self.tensor(name), index, otherwise)
 
     def twins(self, name: str) -> list[str]:
         """Other modules' parameters that hold the same values: to write one is to write all."""
@@ -84,6 +98,7 @@ class Surgery:
     @contextmanager
     def surveyed(self) -> Iterator[None]:
         """Look for all twins once, while nothing but this changes the model."""
+        shards.resharded(self._model.modules())
         self._holders = self._survey()
         try:
             yield
@@ -105,7 +120,8 @@ class Surgery:
             DeadwatchError: An edit does not fit its tensor; then nothing is written.
         """
         for edit in edits:
-            shape = list(narrowed(self.tensor(edit.tensor), edit.rows).shape)
+            shape = list(self.tensor(edit.tensor).shape)
+            shape[0] = shape[0] if edit.rows is None else len(edit.rows)
             shape[edit.axis] = len(edit.index)
             if list(edit.value.shape) != shape:
                 raise DeadwatchError(
@@ -142,9 +158,10 @@ class Surgery:
     @torch.no_grad()
     def put(self, edit: Edit) -> None:
         """Write one edit without a record, and without waiting for the device."""
-        tensor = narrowed(self.tensor(edit.tensor), edit.rows)
-        index = torch.as_tensor(edit.index, device=tensor.device)
-        tensor.index_copy_(edit.axis, index, edit.value.to(tensor))
+        tensor = self.tensor(edit.tensor)
+        new = edit.value.to(tensor.device, tensor.dtype)
+        part, index, new = shards.share(tensor, edit.axis, edit.index, new, edit.rows)
+        part.index_copy_(edit.axis, index, new)
 
     def replace(self, path: str, module: nn.Module) -> None:
         """Put ``module`` wherever the module at ``path`` stands in the model."""
@@ -164,13 +181,12 @@ _Holders = dict[int, list[tuple[str, nn.Module]]]
 
 
 def _address(tensor: Tensor) -> int:
-    """Where a tensor's values lie; of one without any, a number that is its own alone."""
-    return tensor.data_ptr() if tensor.numel() else -id(tensor)
+    """Where a tensor's values lie; of one without any, a number that is its own alone.
 
-
-def narrowed(tensor: Tensor, rows: range | None) -> Tensor:
-    """A view of some indices of axis 0; all of them for None."""
-    return tensor if rows is None else tensor.narrow(0, rows.start, len(rows))
+    Sharded ones are tied as one object; where their values lie is no matter of all ranks.
+    """
+    apart = shards.is_sharded(tensor) or not tensor.numel()
+    return -id(tensor) if apart else tensor.data_ptr()
 
 
 def host_copy(tensor: Tensor) -> npt.NDArray[np.generic]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,7 +33,9 @@ def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
             f"{type(module).__name__} holds more than its own parameters, which its "
             "reset_parameters may reach"
         )
-    clone = copy.copy(module)
+    # Not by copy.copy, which the class that fully_shard makes of a module's does not bear.
+    clone: nn.Module = object.__new__(type(module))
+    vars(clone).update(vars(module))
     clone._parameters = {
         name: None if p is None else nn.Parameter(torch.empty(p.shape, dtype=p.dtype))
         for name, p in module._parameters.items()

@@ -21,6 +21,7 @@ from deadwatch.treat.case import Case
 from deadwatch.treat.course import Course
 from deadwatch.treat.optim import KNOWN
 from deadwatch.treat.remedies.base import Plan, Remedy, require_number, require_quiet
+from deadwatch.treat.shards import is_sharded
 from deadwatch.treat.surgery import Edit, Surgery
 
 
@@ -133,6 +134,12 @@ class Swap(Remedy):
         weight = case.producer().weight
         case.require_trainable(weight)
         assert weight is not None
+        if is_sharded(case.surgery.tensor(weight)):
+            raise CannotTreat(
+                f"the slopes of a PReLU would be new parameters beside {weight}, which is sharded, "
+                "and fully_shard would not know of them; swap to 'leaky_relu', or have PReLU in "
+                "the model before it is sharded"
+            )
         owner = case.optimizers.owner(case.surgery.tensor(weight))
         if not isinstance(owner, KNOWN):
             raise CannotTreat(f"{type(owner).__name__} cannot take a new parameter in mid-training")

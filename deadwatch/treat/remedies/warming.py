@@ -42,15 +42,25 @@ class Held:
         self.added = exact(warm) - exact(own)
         self.owed = self.added.clone()
 
-    def lower(self, surgery: Surgery, owed: Tensor) -> None:
+    def lower(self, surgery: Surgery, owed: Tensor, *, alone: bool = False) -> None:
         """Take γ out until ``owed`` is left of it (K,).
+
+        Args:
+            surgery: Access to the bias.
+            owed: What is to be left.
+            alone: Of a bias that is spread over ranks, look only at the rows that are here. Those
+                elsewhere are taken as unmoved, which costs no more than a rounding in ``owed``.
 
         Raises:
             DeadwatchError: Another parameter has taken the place of the bias.
         """
         if surgery.tensor(self.bias) is not self._whole:
             raise DeadwatchError(f"another parameter is called {self.bias} now, and has no γ")
-        now = surgery.rows(self.bias, self.rows)
+        now = (
+            surgery.present(self.bias, self.rows, self._last)
+            if alone
+            else surgery.rows(self.bias, self.rows)
+        )
         self._unmoved &= now == self._last
         lower = (exact(now) - (self.owed - owed)).to(now.dtype)
         # A bias that nothing else has moved returns to its very bits.
@@ -108,7 +118,9 @@ class Warming(Course):
         gone = min(1.0, max(0, self._steps - self._hold) / self._anneal)
         left = (1 + math.cos(math.pi * gone)) / 2 if self._cosine else 1 - gone
         if gone > 0:
-            self._held.lower(surgery, self._held.added * (left if gone < 1 else 0.0))
+            # Every step, so that no other rank may be waited for.
+            owed = self._held.added * (left if gone < 1 else 0.0)
+            self._held.lower(surgery, owed, alone=True)
         return gone == 1
 
     def state_dict(self) -> dict[str, Any]:
