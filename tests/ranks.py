@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 
 
-def run_ranks(script: str, folder: Path) -> None:
-    """Run ``script RANK 2 FOLDER`` in two processes at once; both have to end well."""
+def run_ranks(script: str, folder: Path, world: int = 2) -> None:
+    """Run ``script RANK WORLD FOLDER`` in all processes at once; all have to end well."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), "2", str(folder)],
+            [sys.executable, "-c", script, str(rank), str(world), str(folder)],
             cwd=Path(__file__).parent.parent,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(world)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=120)

@@ -44,6 +44,7 @@ class SiteState:
         signed: Whether outputs may be negative.
         finite: Finite elements of every unit whose moments were taken, if that is one number.
         share: Which part of the site lies in this process.
+        distributed: Whether its inputs are DTensors.
     """
 
     base: str
@@ -67,6 +68,7 @@ class SiteState:
     signed: bool = True
     finite: int | None = None
     share: Share = field(default_factory=Share)
+    distributed: bool = False
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:

@@ -27,7 +27,7 @@ from deadwatch.observe.lookout import Lookout
 from deadwatch.observe.meter import Meter
 from deadwatch.observe.places import Place, call_name, source_of
 from deadwatch.observe.remarks import tell_failure, tell_guess
-from deadwatch.observe.sharding import known, local_of, share_of, whole_units
+from deadwatch.observe.sharding import known, local_of, locate, whole_units
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
 from deadwatch.observe.strategies import tensor_parallel
 from deadwatch.observe.wiring import Tracer
@@ -334,7 +334,7 @@ class Calls:
             if state is None:
                 dim, guessed = self._axis(frame, base, module, source)
                 state = place.start(place.site(name, base, call), module, z, dim)
-                state.share = share_of(source, state, parallel=self.parallel)
+                locate(state, source, parallel=self.parallel)
                 self._add_site(frame, place, state)
                 if guessed:
                     tell_guess(state.site, base, z)

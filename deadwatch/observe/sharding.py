@@ -20,9 +20,7 @@ from deadwatch.records import Share
 
 def local_of(tensor: Tensor) -> Tensor:
     """What of a tensor lies in this process: the local part of a DTensor, else all of it."""
-    if type(tensor) is Tensor or not hasattr(tensor, "to_local"):
-        return tensor
-    local: Tensor = tensor.to_local()
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return local
 
 
@@ -48,11 +46,18 @@ def known(
     if state is None or not (state.waiting or hasattr(source, "placements")):
         return state
     if state.fits(z) and share_of(source, state, parallel=parallel) == state.share:
+        state.distributed = hasattr(source, "placements")
         return state
     if not state.waiting:
         raise ValueError(f"{_SHARDED}, and otherwise than they were before")
     tell_another(state, z)
     return None
+
+
+def locate(state: SiteState, source: Tensor, *, parallel: bool) -> None:
+    """Note which part of a new site ``source`` holds; raises as `share_of` does."""
+    state.share = share_of(source, state, parallel=parallel)
+    state.distributed = hasattr(source, "placements")
 
 
 def share_of(source: Tensor, state: SiteState, *, parallel: bool) -> Share:

@@ -9,6 +9,7 @@ import gc
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -153,9 +154,23 @@ def staged(model: nn.Module, sites: tuple[SiteSnapshot, ...]) -> tuple[SiteSnaps
     )
 
 
+def is_inferring() -> bool:
+    """Whether a pipeline calls its stage on nothing, to learn the shapes of what it passes on."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_name not in _INFERENCE:
+        frame = frame.f_back
+    return frame is not None
+
+
+PIPELINES = "torch.distributed.pipelining.stage"
+"""The module that has to be there for pipelines."""
+
+_INFERENCE = ("_forward_metadata_inference", "_shape_inference")
+
+
 def _stages() -> list[Any]:
     """All pipeline stages of this process; a module does not know that it is one."""
-    loaded = sys.modules.get("torch.distributed.pipelining.stage")
+    loaded = sys.modules.get(PIPELINES)
     base = getattr(loaded, "_PipelineStageBase", None)
     if base is None:
         return []
