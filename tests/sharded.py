@@ -192,6 +192,9 @@ def tensor_parallel(rank: int) -> dict[str, Any]:
         watched = caught(lambda: run(parallelize_module(Odd(name), mesh, plan), (16, 5)))  # noqa: B023
         bare = run(parallelize_module(Odd(name), mesh, plan), (16, 5), watched=False)
         found[name] = watched[0][0], watched[1], _same(watched[0], bare)
+    model = parallelize_module(Net(), mesh, plans(local=False))
+    compiled: Any = torch.compile(model, backend="aot_eager")
+    found["compiled"] = caught(lambda: run(compiled, (16, 5))[0])
     late = Net()
     found["refused"] = told(lambda: refusal(parallelize_module(Net(), mesh, plans(local=True))))
     found["refused late"] = told(

@@ -81,6 +81,14 @@ def test_what_keeps_every_element_in_its_place_is_followed(case: str, two: Ranks
         assert_same(report, expected)
 
 
+def test_compiled_sites_of_dtensors_are_those_of_one_process(two: Ranks) -> None:
+    expected, _ = run(Net(), (16, 5))
+    for rank in two:
+        report, warned = rank["tensor_parallel"]["compiled"]
+        assert not any("is switched off" in text or "not seen" in text for text in warned)
+        assert_same(report, expected)
+
+
 REASONS = {
     "heads": "'act' .* its units are sharded over processes, or what they are made of is",
     "softmax": "'act' .* its units are sharded over processes, or what they are made of is",
