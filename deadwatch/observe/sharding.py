@@ -43,10 +43,11 @@ def known(
     Raises:
         ValueError: It is sharded otherwise than in its first call.
     """
-    if state is None or not (state.waiting or hasattr(source, "placements")):
-        return state
+    distributed = type(source) is not Tensor and hasattr(source, "placements")
+    if state is None or not (state.waiting or state.distributed or distributed):
+        return state  # what is plain is not looked at again: it would take too long
     if state.fits(z) and share_of(source, state, parallel=parallel) == state.share:
-        state.distributed = hasattr(source, "placements")
+        state.distributed = distributed
         return state
     if not state.waiting:
         raise ValueError(f"{_SHARDED}, and otherwise than they were before")
