@@ -32,6 +32,7 @@ from deadwatch.settings import (
     Settings,
     check_ownership,
     check_shapes,
+    check_strategy,
     check_total_steps,
     optimizers_of,
     shapes_of,
@@ -110,6 +111,7 @@ class Watch:
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
         self._total_steps = total_steps
+        check_strategy(model, optimizer, policy)
         optimizers = optimizers_of(optimizer)
         check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
@@ -128,6 +130,7 @@ class Watch:
     def attach(self) -> Watch:
         """Put hooks on the model; does nothing if they are on."""
         if self._policy is not None and self._clinic is None:
+            check_strategy(self._model, (), self._policy)  # it may have been wrapped meanwhile
             self._clinic = Clinic(
                 *(self._policy, self._model, self._optimizers, common_seed(), self._total_steps),
                 *(largest, alike, self._operation, averaging()),

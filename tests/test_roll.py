@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deadwatch.observe.roll import APART, Roll, digest
-from deadwatch.records import Gate, Site, SiteSnapshot, Wire
+from deadwatch.observe.roll import Entry, Roll, digest, entry_of
+from deadwatch.records import Gate, Share, Site, SiteSnapshot, Wire
 
 RELU = Gate(0.0, np.inf)
 
@@ -119,7 +119,7 @@ def test_a_rank_that_has_not_traced_yet_takes_over_what_others_know() -> None:
     for order in ([known, fresh], [fresh, known]):
         rolls = [Roll(), Roll()]
         exchange(rolls, [[one] for one in order])
-        assert rolls[0].entries["a"] == rolls[1].entries["a"] == (known.site, 3)
+        assert rolls[0].entries["a"] == rolls[1].entries["a"] == entry_of(known)
 
 
 def test_what_all_ranks_know_otherwise_now_replaces_what_they_knew() -> None:
@@ -136,9 +136,9 @@ def test_a_site_with_another_width_on_each_rank_is_apart(units: tuple[int, int])
     sites = [[snap("a", one)] for one in units]
     exchange(rolls, sites)
     for roll, own in zip(rolls, sites, strict=True):
-        assert roll.units("a") == APART
+        assert "not the same number of units" in roll.conflict("a")
         (aligned,) = roll.align(own)
-        assert (aligned.units, aligned.samples, aligned.data) == (own[0].units, 0, {})
+        assert (aligned.units, aligned.samples, aligned.data) == (0, 0, {})
 
 
 def test_a_site_that_never_ran_here_has_the_units_that_it_has_elsewhere() -> None:
@@ -158,7 +158,28 @@ def test_any_difference_between_two_sites_shows_in_the_digest() -> None:
         replace(one, consumers=(replace(one.consumers[0], branch=1),)),
         replace(one, consumers=()),
     ]
-    found = {digest([(site, 3)]) for site in (one, *others)} | {digest([(one, 4)]), digest([])}
-    assert len(found) == len(others) + 3
-    assert digest([(one, 3)]) == digest([(replace(one), 3)])
+    entries: list[Entry] = [(site, 3, Share()) for site in (one, *others)]
+    entries += [(one, 4, Share()), (one, 3, Share(total=3)), (one, 3, Share(stages=(1,)))]
+    found = {digest([entry]) for entry in entries} | {digest([])}
+    assert len(found) == len(others) + 5
+    assert digest([(one, 3, Share())]) == digest([(replace(one), 3, Share())])
     assert all(0 <= number < 1 << 62 for number in found)
+
+
+def test_pipeline_stages_of_one_name_are_apart() -> None:
+    rolls = [Roll(), Roll()]
+    sites = [[replace(snap("a"), share=Share(stages=(stage,)))] for stage in range(2)]
+    exchange(rolls, sites)
+    for roll in rolls:
+        assert "pipeline stages 0 and 1 each have" in roll.conflict("a")
+
+
+def test_parts_of_a_sharded_site_are_one() -> None:
+    rolls = [Roll(), Roll()]
+    parts = [replace(snap("a"), share=Share(first, total=6)) for first in (0, 3)]
+    assert exchange(rolls, [[part] for part in parts]) == 0
+    for roll, part in zip(rolls, parts, strict=True):
+        assert not roll.conflict("a")
+        (aligned,) = roll.align([part])
+        assert aligned.share.first == part.share.first
+        assert len(roll.align([])[0].age) == 6

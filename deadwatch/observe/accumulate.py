@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -15,7 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
+from deadwatch.records import Bools, Gate, Ints, Share, Site, SiteSnapshot
 
 
 @dataclass(eq=False)
@@ -44,6 +44,8 @@ class SiteState:
         checks: How often liveness was looked for in this window.
         signed: Whether outputs may be negative.
         finite: Finite elements of every unit whose moments were taken, if that is one number.
+        share: Which part of the site lies in this process.
+        distributed: Whether its inputs are DTensors.
     """
 
     base: str
@@ -67,6 +69,8 @@ class SiteState:
     checks: int = 0
     signed: bool = True
     finite: int | None = None
+    share: Share = field(default_factory=Share)
+    distributed: bool = False
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -253,7 +257,7 @@ class SiteState:
 
 _SAVED = (
     *("base", "site", "units", "dim", "data", "age", "flat"),
-    *("seen", "samples", "sampled", "last", "hidden", "finite"),
+    *("seen", "samples", "sampled", "last", "hidden", "finite", "share"),
 )
 """What of a site's state is not told by its module."""
 
@@ -266,6 +270,8 @@ def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
     for state in states:
         state.samples, state.sampled = 0, -1
         state.settled, state.checks, state.finite = False, 0, 0
-        age = ages[state.site.name]  # of no units, if ranks have found different numbers of them
-        # A report holds the other.
-        state.age = age.copy() if len(age) == state.units else np.zeros(state.units, np.int64)
+        age = ages[state.site.name]  # of all units, of which this process may have a part
+        first = state.share.first if state.share.total is not None else 0
+        age = age[first : first + state.units].copy()  # a report holds the other
+        # Ranks that have found different numbers of units know no age.
+        state.age = age if len(age) == state.units else np.zeros(state.units, np.int64)

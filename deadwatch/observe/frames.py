@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 
 from deadwatch.observe.hooks import is_recomputing, is_running
+from deadwatch.observe.strategies import PIPELINES, is_inferring
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Counting:
     def frame(self, module: nn.Module) -> bool:
         """Whether a frame that begins with ``module`` counts."""
         training = self.evaluation or module.training
-        return training and self.call()
+        return training and self.call() and not (PIPELINES in sys.modules and is_inferring())
 
     def call(self) -> bool:
         """Whether a call counts, if its frame does."""

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from deadwatch.observe import stats
 from deadwatch.observe.remarks import FAILED
-from deadwatch.observe.roll import APART, Roll, digest, number_of
+from deadwatch.observe.roll import Roll, digest, number_of
 from deadwatch.observe.stats import STATISTICS
 from deadwatch.records import Bools, Floats, SiteSnapshot, Snapshot
 
@@ -195,21 +195,15 @@ def _merged(snapshot: Snapshot, roll: Roll) -> Snapshot:
     rows = {}
     for site in sites:
         name = site.site.name
-        if roll.units(name) == APART:
-            missing[name] = _APART
-        elif site.units:
+        if roll.conflict(name):
+            missing[name] = roll.conflict(name)
+        elif site.share.total or site.units:
             rows[name] = _row(site, lost=bool({name, site.base} & snapshot.missing.keys()))
     found = dict(zip(rows, _exchanged(list(rows.values())), strict=True))
     merged = [_site(site, found.get(site.site.name)) for site in sites]
     missing |= {name: FAILED for name, row in found.items() if row["numbers"][2]}
     window = replace(snapshot.window, last_step=max(snapshot.window.last_step, steps - 1))
     return Snapshot(window, tuple(merged), steps, missing)
-
-
-_APART = (
-    "they have not the same number of units on all processes, so that their axis holds none (the "
-    "samples, perhaps); name the axis with unit_dim={site: axis}, or leave them out with exclude"
-)
 
 
 def _call(snapshot: Snapshot, roll: Roll) -> int:
@@ -227,27 +221,50 @@ def _call(snapshot: Snapshot, roll: Roll) -> int:
 
 
 _Row = dict[str, Any]
-"""The arrays of one site, by name: (C,), but for the numbers (3,)."""
+"""The arrays of one site, by name: (C,), but for the numbers (3,).
+
+Of units that are spread over processes, C are all of them, and the samples of each are told: the
+numbers are those of one process.
+"""
 
 
 def _row(site: SiteSnapshot, *, lost: bool) -> _Row:
     """What a rank gives of a site; nothing, if it does not observe it any more."""
-    blank = stats.blank(site.units)
-    data = blank if lost else {**blank, **site.data}
-    row: _Row = {**data, "age": site.age, "total": data["finite"] * data["mean"]}
-    row["numbers"] = np.array([0 if lost else site.samples, data["count"][0], lost])
-    row["flags"] = sum(flag * _FLAG**place for place, flag in enumerate(_flags(site, data)))
+    place, units = slice(site.share.first, site.share.first + site.units), site.share.total
+    data = _blank(site)
+    for name in () if lost else site.data:
+        # Flags and extremes count once, however many ranks have seen the same samples.
+        if site.share.counts or STATISTICS[name].merge in ("max", "min"):
+            data[name][place] = site.data[name]
+    samples = 0 if lost or not site.share.counts else site.samples
+    row: _Row = {**data, "age": np.zeros_like(data["count"], np.int64)}
+    row["age"][place] = site.age
+    row["total"] = data["finite"] * data["mean"]
+    row["numbers"] = np.array([samples, data["count"][0], lost])
+    row["flags"] = sum(flag * _FLAG**shift for shift, flag in enumerate(_flags(site, data, place)))
+    if units is not None:
+        row["samples"] = np.zeros(units)
+        row["samples"][place] = samples
+    else:
+        del row["count"]
     return row | {f"-{name}": -data[name] for name in _MINIMA}
 
 
-def _flags(site: SiteSnapshot, data: Mapping[str, Any]) -> list[Bools]:
+def _blank(site: SiteSnapshot) -> dict[str, Any]:
+    return stats.blank(site.share.total or site.units)
+
+
+def _flags(site: SiteSnapshot, data: Mapping[str, Any], place: slice) -> list[Bools]:
     # Ranks on which a site never ran have no say in whether its closed side is flat.
-    return [*(data[name] for name in _FLAGS), ~site.flat]
+    sharp = np.zeros(len(data["count"]), np.bool_)
+    sharp[place] = ~site.flat
+    return [*(data[name] for name in _FLAGS), sharp]
 
 
 def _exchanged(rows: list[_Row]) -> list[_Row]:
     """The rows of all ranks in one, with the moments around their common centre."""
-    sums = _all_reduce(rows, ("numbers", "flags", "total", *_SUMS), dist.ReduceOp.SUM)
+    names = ("numbers", "samples", "count", "flags", "total", *_SUMS)
+    sums = _all_reduce(rows, names, dist.ReduceOp.SUM)
     for row, total in zip(rows, sums, strict=True):
         row["centre"] = total["total"] / np.maximum(total["finite"], 1)
         row["spread"] = row["m2"] + row["finite"] * np.square(row["mean"] - row["centre"])
@@ -264,16 +281,18 @@ def _site(site: SiteSnapshot, row: _Row | None) -> SiteSnapshot:
     """A site with what all ranks have measured; None for nothing."""
     if row is None:
         return replace(site, samples=0, data={})
-    age = row["age"].astype(np.int64)
-    if row["numbers"][2]:  # part of the evidence is none
-        return replace(site, samples=0, data={}, age=age)
-    samples, count = row["numbers"][:2].astype(np.int64)
-    counts = row["flags"].astype(np.int64)
+    age, counts = row["age"].astype(np.int64), row["flags"].astype(np.int64)
     *flags, sharp = (counts // _FLAG**place % _FLAG > 0 for place in range(len(_FLAGS) + 1))
-    data = row | dict(zip(_FLAGS, flags, strict=True)) | {"count": np.full(site.units, count)}
+    whole = replace(site, age=age, flat=~sharp)
+    if row["numbers"][2]:  # part of the evidence is none
+        return replace(whole, samples=0, data={})
+    # Of units that lie in other processes, those seen least tell how many samples were judged.
+    samples = int(row.get("samples", row["numbers"][:1]).min())
+    count = row.get("count", np.full(len(age), row["numbers"][1]))
+    data = row | dict(zip(_FLAGS, flags, strict=True)) | {"count": count}
     data |= {name: -row[f"-{name}"] for name in _MINIMA}
     kept = {name: data[name].astype(stats.host_dtype(stat)) for name, stat in STATISTICS.items()}
-    return replace(site, samples=int(samples), data=kept, age=age, flat=~sharp)
+    return replace(whole, samples=samples, data=kept)
 
 
 _FLAG = 1 << 17
@@ -282,7 +301,7 @@ _FLAG = 1 << 17
 
 def _all_reduce(rows: list[_Row], names: Sequence[str], operation: Any) -> list[dict[str, Floats]]:
     """Reduce the named arrays of all sites in one flat buffer."""
-    keys = [(index, name) for index in range(len(rows)) for name in names]
+    keys = [(index, name) for index, row in enumerate(rows) for name in names if name in row]
     arrays = [np.asarray(rows[index][name], np.float64) for index, name in keys]
     with _together():
         buffer = torch.from_numpy(np.concatenate([*arrays, np.zeros(0)])).to(_device())

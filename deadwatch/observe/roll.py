@@ -16,12 +16,25 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from deadwatch.records import Site, SiteSnapshot, Wire
+from deadwatch.records import Share, Site, SiteSnapshot, Wire
 
-Entry = tuple[Site, int]
-"""A site and its number of units: 0 if it has never run, `APART` if ranks do not agree on it."""
+Entry = tuple[Site, int, Share]
+"""A site, the number of its units in all processes, and how they are spread over these.
+
+There are 0 units if it has never run, and `APART` if ranks do not agree on it.
+"""
 
 APART = -1
+
+_UNITS = (
+    "they have not the same number of units on all processes, so that their axis holds none (the "
+    "samples, perhaps); name the axis with unit_dim={site: axis}, or leave them out with exclude"
+)
+
+_STAGES = (
+    "pipeline stages {} each have an activation of this name; let the layers of each stage keep "
+    "the names that they have in the whole model"
+)
 
 Answer = tuple[list[Entry], list[str]]
 """What a rank has to say after the first has spoken: what it knows otherwise, or besides; and the
@@ -42,13 +55,13 @@ class Roll:
 
     def news(self, sites: Iterable[SiteSnapshot]) -> list[Entry]:
         """What of this rank's sites is not known to all, or not as it is now."""
-        return [(site.site, site.units) for site in sites if self._is_new(site)]
+        return [entry_of(site) for site in sites if self._is_new(site)]
 
     def _is_new(self, site: SiteSnapshot) -> bool:
         name = site.site.name
         if not site.units and name in self.entries:  # others may have run it
             return False
-        return (site.site, site.units) not in (self.said.get(name), self.entries.get(name))
+        return entry_of(site) not in (self.said.get(name), self.entries.get(name))
 
     def settle(self, news: Sequence[Entry]) -> None:
         """All ranks have the same news."""
@@ -75,11 +88,14 @@ class Roll:
 
     def told(self, sites: Iterable[SiteSnapshot]) -> None:
         """The others know what this rank knows, whatever came of it."""
-        self.said |= {site.site.name: (site.site, site.units) for site in sites}
+        self.said |= {site.site.name: entry_of(site) for site in sites}
 
-    def units(self, name: str) -> int:
-        """The number of units of a site, 0 if it has never run, `APART` if ranks differ in it."""
-        return self.entries[name][1]
+    def conflict(self, name: str) -> str:
+        """Why a site is not one that all ranks have; empty if it is."""
+        _, units, share = self.entries[name]
+        if units != APART:
+            return ""
+        return _STAGES.format(" and ".join(map(str, share.stages))) if share.stages else _UNITS
 
     def align(self, sites: Iterable[SiteSnapshot]) -> list[SiteSnapshot]:
         """This rank's sites in the common order, as all know them; empty where it has none."""
@@ -90,8 +106,9 @@ class Roll:
 def digest(news: Sequence[Entry]) -> int:
     """A number below 2⁶² that is the same for the same news, and for no other."""
     told = [
-        (units, vars(site), [vars(wire) for wire in _wires(site)])  # a wire shows only some of it
-        for site, units in news
+        # A wire shows only some of itself.
+        (units, share, vars(site), [vars(wire) for wire in _wires(site)])
+        for site, units, share in news
     ]
     return number_of(told)
 
@@ -106,22 +123,31 @@ def _wires(site: Site) -> tuple[Wire, ...]:
     return (*site.producers, *site.consumers, *site.known_consumers)
 
 
-def _aligned(site: Site, units: int, own: SiteSnapshot | None) -> SiteSnapshot:
-    if own is None or own.units != units:
+def entry_of(site: SiteSnapshot) -> Entry:
+    """What a rank knows of a site beside its figures."""
+    share = Share(total=site.share.total, stages=site.share.stages)
+    return site.site, site.share.total or site.units, share
+
+
+def _aligned(site: Site, units: int, share: Share, own: SiteSnapshot | None) -> SiteSnapshot:
+    if own is None or (own.share.total or own.units) != units:
         length = max(0, units)
         age, flat = np.zeros(length, np.int64), np.ones(length, np.bool_)
-        own = SiteSnapshot(site, 0, {}, age, flat)
+        own = SiteSnapshot(site, 0, {}, age, flat, share)
     return replace(own, site=site)
 
 
 def _combined(one: Entry, other: Entry) -> Entry:
     """A site as two ranks know it."""
-    (site, units), (same, others) = one, other
+    (site, units, share), (same, others, spread) = one, other
     if not units or not others:
         return one if units else other
-    if APART in (units, others) or units != others:
-        return site, APART
-    return _wired(site, same), units
+    if share.stages and spread.stages and share.stages != spread.stages:
+        stages = sorted({*share.stages, *spread.stages})
+        return site, APART, replace(share, stages=tuple(stages))
+    if APART in (units, others) or (units, share.total) != (others, spread.total):
+        return site, APART, Share()
+    return _wired(site, same), units, share
 
 
 def _wired(one: Site, other: Site) -> Site:

@@ -35,6 +35,7 @@ from deadwatch.observe.reduce import alike, every_rank, is_too_much, merge, mine
 from deadwatch.observe.remarks import FAILED
 from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import Selection
+from deadwatch.observe.strategies import staged, tensor_parallel
 from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
 
@@ -94,6 +95,7 @@ class Taps:
             if not self._counting.evaluation:  # graphs look only at what trains
                 forget_graphs(Ears.hears)
             self._calls.lookout.begin()
+            self._calls.parallel = bool(tensor_parallel(self._model))
             self._layout.refresh()
             self._graph.traced = self._graph.traced or self._layout.compiled
             self.warn_if_bare(ran=False)
@@ -254,9 +256,8 @@ class Taps:
         window = Window(clock.window, clock.start, max(clock.start, clock.tick - 1))
         lost = self._calls.given_up
         lost = lost.union(state.site.name for state in sites if state.base in lost)
-        return Snapshot(
-            window, (*fetch(list(sites)), *never), clock.tick, dict.fromkeys(lost, FAILED)
-        )
+        found = staged(self._model, (*fetch(list(sites)), *never))
+        return Snapshot(window, found, clock.tick, dict.fromkeys(lost, FAILED))
 
     def restart(self, ended: Snapshot) -> None:
         """Begin the next window; ``ended`` is what all ranks measured in the last."""

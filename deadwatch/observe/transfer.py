@@ -83,7 +83,7 @@ def _snapshot(state: SiteState, seen: int, data: dict[str, npt.NDArray[Any]]) ->
         samples, data = 0, stats.blank(state.units)
     if state.lost:  # any gate may have been open here: what other ranks saw proves no death
         data["suspect"][:] = True
-    return SiteSnapshot(state.site, samples, data, state.age, state.flat)
+    return SiteSnapshot(state.site, samples, data, state.age, state.flat, state.share)
 
 
 _WIDEST = 8

@@ -21,6 +21,23 @@ class Window:
     last_step: int
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of a site a process measures; by default all of its units, on samples of its own.
+
+    Attributes:
+        first: Where its units begin among all.
+        total: How many there are in all processes; None if this one has all of them.
+        counts: Whether its sums count; False if another process measures the same samples.
+        stages: The pipeline stages of the process that run the site; empty if none does.
+    """
+
+    first: int = 0
+    total: int | None = None
+    counts: bool = True
+    stages: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class SiteSnapshot:
     """What was measured at one site over one window.
@@ -32,6 +49,7 @@ class SiteSnapshot:
             Empty if the site has never run.
         age: Samples since each unit's gate was last open, at window granularity (C,).
         flat: Whether each unit's closed side has exactly zero derivative (C,).
+        share: Which part of the site this is.
     """
 
     site: Site
@@ -39,6 +57,7 @@ class SiteSnapshot:
     data: Mapping[str, npt.NDArray[Any]]
     age: Ints
     flat: Bools
+    share: Share = Share()
 
     @property
     def units(self) -> int:
