@@ -154,7 +154,7 @@ class Run:
 @contextmanager
 def counted_collectives() -> Iterator[list[str]]:
     """The names of the collectives that are called within."""
-    names = [n for n in ("all_reduce", "all_gather_object", "broadcast") if hasattr(dist, n)]
+    names = ["all_reduce", "all_gather_object", "broadcast", "broadcast_object_list"]
     called: list[str] = []
     originals = {name: getattr(dist, name) for name in names}
 

@@ -356,8 +356,8 @@ def test_a_site_of_which_ranks_find_other_numbers_of_units_is_not_judged(
     ranks: dict[int, list[Results]],
 ) -> None:
     for rank in (rank["units differ by rank"] for rank in ranks[2]):
-        (told,) = set(rank["told"])
-        assert "relu has 3 or 4 units, depending on the rank" in told
+        assert rank["told"]
+        assert all("not the same number of units on all processes" in t for t in rank["told"])
         for report in rank["reports"]:
             assert report["relu"].units == report["relu"].samples == 0
             assert report["act"].samples == 14
@@ -366,10 +366,12 @@ def test_a_site_of_which_ranks_find_other_numbers_of_units_is_not_judged(
 
 def test_no_unit_is_dead_where_a_rank_gave_its_site_up(ranks: dict[int, list[Results]]) -> None:
     for number, rank in enumerate(rank["given up on one rank"] for rank in ranks[2]):
-        assert ["the site had 4 units" in told for told in rank["told"]] == [True] * number
+        told = "".join(rank["told"])
+        assert ("the site had 4 units" in told) == bool(number)
+        assert "not seen in window 0: relu" in told
         (report,) = rank["reports"]
-        assert report["relu"].samples == 3
-        assert (report["relu"].state == State.UNCERTAIN).all()
+        assert report["relu"].unseen
+        assert (report["relu"].state == State.UNSEEN).all()
 
 
 def test_a_window_takes_the_same_collectives_however_many_sites_there_are(
@@ -378,7 +380,9 @@ def test_a_window_takes_the_same_collectives_however_many_sites_there_are(
     for many, name in CASES:
         for rank in ranks[many]:
             for called in rank[name]["collectives"]:
-                assert called == ["all_gather_object", *["all_reduce"] * 3], name
+                met = [each for each in called if each != "all_reduce"]
+                assert met in ([], ["broadcast_object_list", "all_gather_object"]), name
+                assert called.count("all_reduce") in (4, 5), name  # a fifth where units are due
     assert len(ranks[2][0]["many sites"]["reports"][0]) == 40
 
 

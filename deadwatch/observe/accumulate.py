@@ -15,7 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site
+from deadwatch.records import Bools, Gate, Ints, Site, SiteSnapshot
 
 
 @dataclass(eq=False)
@@ -99,6 +99,25 @@ class SiteState:
         values = {name: from_plain(hints[name], saved[name]) for name in _SAVED}
         gate = values["site"].gate
         return cls(**values, module=nn.Identity(), gate=gate, waiting=True)
+
+    @classmethod
+    def of(cls, snap: SiteSnapshot, own: SiteState | None) -> SiteState:
+        """What a snapshot holds; the rest is this process's ``own``, if it has the site."""
+        host = torch.device("cpu")
+        like = stats.new(snap.units, host, wide=True) if own is None else own.data
+        data = {
+            name: torch.from_numpy(snap.data[name][: len(one)]).to("cpu", one.dtype)
+            for name, one in like.items()
+        }
+        seen = torch.zeros(1, dtype=torch.int64)
+        kept: dict[str, Any] = {"age": snap.age, "flat": snap.flat, "samples": snap.samples}
+        kept |= {"data": data, "seen": seen, "finite": None}
+        if own is not None:
+            return replace(own, **kept)
+        site = snap.site
+        assert site.unit_dim is not None
+        dim = site.unit_dim - site.ndim if site.unit_dim >= 0 else site.unit_dim
+        return cls(snap.base, site, nn.Identity(), snap.units, dim, gate=site.gate, **kept)
 
     def take_up(self, candidate: Candidate, z: Tensor) -> None:
         """Go on with the activation that it has been found to be."""
@@ -202,6 +221,21 @@ class SiteState:
         """Take over what is known of this site's wiring."""
         found = knowledge.wiring(self.site.name, shapes)
         self.site = replace(self.site, **vars(found))
+
+    def merge(self, other: SiteState) -> None:
+        """Add what another process measured of this site in the same window."""
+        data: stats.Batch = {
+            name: part.to(self.data[name].dtype) for name, part in other.data.items()
+        }
+        stats.update_(self.data, data)
+        self.seen.add_(other.seen)
+        self.samples += other.samples
+        self.age = np.maximum(self.age, other.age)
+        self.sampled = max(self.sampled, other.sampled)
+        self.last = max(self.last, other.last)
+        self.hidden = self.hidden and other.hidden
+        known = self.finite is not None and other.finite is not None
+        self.finite = (self.finite or 0) + (other.finite or 0) if known else None
 
     def restart(self, age: Ints) -> None:
         """Begin a window."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy.typing as npt
@@ -46,6 +46,13 @@ class SiteSnapshot:
         return len(self.age)
 
     @property
+    def base(self) -> str:
+        """Name of the first call of its place, of which it may be a later one."""
+        if self.site.call == 1:
+            return self.site.name
+        return self.site.name.removesuffix(f"-{self.site.call}").removesuffix("-")
+
+    @property
     def opened(self) -> Bools:
         """Which gates are known to have been open in the window (C,)."""
         # Where a NaN hid a batch from the exact check, the sampled count may still have seen it.
@@ -55,7 +62,16 @@ class SiteSnapshot:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """What was measured at all sites over one window, in the order of the data."""
+    """What was measured at all sites over one window, in the order of the data.
+
+    Attributes:
+        window: Index, first and last step.
+        sites: The sites.
+        steps: Training steps of the run so far.
+        missing: By name of a site of which nothing is known although it may have run, why.
+    """
 
     window: Window
     sites: tuple[SiteSnapshot, ...]
+    steps: int = 0
+    missing: Mapping[str, str] = field(default_factory=dict)

@@ -74,11 +74,8 @@ class SiteReport:
 
     @property
     def unseen(self) -> bool:
-        """Whether it did not run in the window.
-
-        One with an axis but no units did: the ranks of a distributed run found different numbers.
-        """
-        return not self.samples and (self.units > 0 or self.site.unit_dim is None)
+        """Whether nothing is known of it in the window."""
+        return not self.samples
 
     @property
     def dead(self) -> Bools:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -42,11 +42,15 @@ class Theatre:
     def apply(self, plan: Plan, report: SiteReport, window: int, step: int) -> Treatment:
         """Carry a plan out; the treatment says all that was written."""
         changes = list(self.surgery.apply(plan.edits))
-        for restart in plan.restarts:
-            changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
+        try:
+            for restart in plan.restarts:
+                changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
+            if plan.swap is not None:
+                changes += self._swap(*plan.swap, report)
+        except Exception:
+            self._undo(changes)
+            raise
         site = report.site
-        if plan.swap is not None:
-            changes += self._swap(*plan.swap, report)
         return Treatment(
             plan.remedy,
             site.name,
@@ -67,7 +71,10 @@ class Theatre:
         """
         if treatment.swapped:
             self._swap_back(treatment)
-        for change in reversed(treatment.changes):
+        self._undo(treatment.changes)
+
+    def _undo(self, changes: Sequence[Change]) -> None:
+        for change in reversed(changes):
             if change.state:
                 self.optimizers.undo(self.surgery.tensor(change.tensor), change)
             else:
