@@ -20,7 +20,7 @@ def run_ranks(script: str, folder: Path, ranks: int = 2) -> None:
     ]
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=240)
             assert process.returncode == 0, errors
     finally:
         for process in processes:
