@@ -418,6 +418,15 @@ class DeepSpeedStrategy(SingleDeviceStrategy):
     """Known by its name: DeepSpeed itself is not installed."""
 
 
+@pytest.fixture
+def _own_processes() -> Iterator[None]:
+    """Strategies leave the group of processes that they have made."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_own_processes")
 @pytest.mark.parametrize("strategy", [Sharded, lambda: DeepSpeedStrategy("cpu")], ids=["F", "D"])
 def test_strategies_whose_parameters_cannot_be_treated_are_refused_before_training(
     strategy: Callable[[], Any], tmp_path: Path
