@@ -161,7 +161,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 policy = Policy((Recycle(),), when=0.0, cooldown=0)
 with Watch(model, optimizer=optimizer, policy=policy, rules=Rules(min_samples=1)) as watch:
     for step in range(4):
-        model(vectors(step).to(device)[rank::world]).square().mean().backward()
+        model(vectors().to(device)[rank::world]).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         watch.step()
@@ -179,7 +179,7 @@ os._exit(0)  # gloo's own threads now and then abort an orderly exit
 def test_two_devices_agree_over_nccl(tmp_path: Path) -> None:
     run_ranks(on_devices("cuda"), tmp_path)
     first, second = (pickle.loads((tmp_path / f"rank{n}.pkl").read_bytes()) for n in range(2))
-    assert first[0] == second[0] == 4 * len(vectors(0))
+    assert first[0] == second[0] == 4 * len(vectors())
     assert first[1][:3].all()
     np.testing.assert_array_equal(first[1], second[1])
     for one, other in zip(first[2], second[2], strict=True):
