@@ -251,6 +251,7 @@ def everything() -> dict[str, Any]:
     done["undone"] = undone()
     done["whole root"] = whole_root()
     done["scanned"] = scanned()
+    done["activations"] = sharded_activations()
     done["wires"] = {case.name: wires(case) for case in CASES}
     return done
 
@@ -321,6 +322,33 @@ def whole_root() -> dict[str, Any]:
     if run.world > 1:
         run.model.reshard()
     return run.result()
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x).square()
+
+
+def sharded_activations() -> tuple[list[str], set[str]]:
+    """The sites of activations that are given to ``fully_shard``, and why none is swapped."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6) for _ in range(3)]
+    bury(layers[0], [1])
+    parts = [layers[0], nn.ReLU(), layers[1], nn.GELU(), layers[2], Squared()]
+    model: Any = nn.Sequential(*parts).double()
+    if world_and_rank()[0] > 1:
+        fully_shard(parts[:4])
+        fully_shard(parts[5])
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rules = Rules(min_samples=1)
+    with Watch(model, optimizer=optimizer, policy=policy_of(Swap()), rules=rules) as watch:
+        model(batches()[0]).sum().backward()
+        watch.step()
+        report = watch.close_window()
+    return [str(site.site) for site in report.sites.values()], {r.reason for r in report.refusals}
 
 
 def scanned() -> dict[str, Any]:
@@ -442,6 +470,17 @@ def test_a_scan_of_a_sharded_model_leaves_it_as_it_was(
         assert_same_sites(rank["scanned"]["reports"], alone["scanned"]["reports"])
         for name, value in rank["unwatched"]["weights"].items():
             assert torch.equal(rank["scanned"]["weights"][name], value), name
+
+
+def test_activations_may_be_given_to_fully_shard(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    sites, _ = alone["activations"]
+    assert len(sites) == 3
+    for rank in ranks:
+        mine, reasons = rank["activations"]
+        assert mine == sites
+        assert "1 was given to fully_shard itself" in " ".join(reasons)
 
 
 def test_the_guard_gives_sharded_weights_back(ranks: list[dict[str, Any]]) -> None:
