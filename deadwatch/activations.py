@@ -9,6 +9,7 @@ integers are cut off and those of booleans raise; the settings are no buffer at 
 from __future__ import annotations
 
 import copy
+import sys
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -228,12 +229,31 @@ HOOKS = (
 )
 """Where a module keeps its hooks. A swap takes those of the module whose place it takes."""
 
+_OF_FULLY_SHARD = ("__composable_api", "_is_fsdp", "_fsdp")
+"""How the attributes begin that it gives a module."""
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, also where ``fully_shard`` has put one of its own before it."""
+    kind = type(module)
+    fsdp: Any = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(module, fsdp.FSDPModule):
+        return kind
+    own: type[nn.Module] = kind.__mro__[kind.__mro__.index(fsdp.FSDPModule) + 1]
+    return own
+
 
 def pure_copy(module: nn.Module) -> nn.Module:
     """A copy of an activation that overwrites no input and runs no hooks."""
     # Hooks are not even copied: a bound method would take its owner along.
     memo: dict[int, Any] = {id(getattr(module, name)): OrderedDict() for name in HOOKS}
-    clone = copy.deepcopy(module, memo)
+    kind = kind_of(module)
+    if kind is type(module):
+        clone = copy.deepcopy(module, memo)
+    else:  # which refuses to be copied
+        clone = kind.__new__(kind)
+        own = {k: v for k, v in vars(module).items() if not k.startswith(_OF_FULLY_SHARD)}
+        vars(clone).update(copy.deepcopy(own, memo))
     for part in clone.modules():
         if hasattr(part, "inplace"):
             setattr(part, "inplace", False)  # noqa: B010 - not every activation has it

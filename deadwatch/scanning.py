@@ -18,10 +18,12 @@ from deadwatch.observe.frames import Counting
 from deadwatch.observe.lookout import Eager
 from deadwatch.observe.reduce import aged
 from deadwatch.observe.remarks import tell_unseen
+from deadwatch.observe.sharding import local_of
 from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.records import WindowReport
 from deadwatch.settings import Settings
+from deadwatch.treat.shards import resharded
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -41,7 +43,8 @@ def scan(
     The model runs in the mode it is in (dropout and batch norm act accordingly), without gradients
     and uncompiled; all its forwards count, and all statistics are taken of each. Weights, buffers,
     training modes and random number generators are afterwards what they were before. In a
-    distributed run each process looks at what it is given; nothing is exchanged.
+    distributed run each process looks at what it is given; nothing of it is exchanged. Of a model
+    sharded by ``fully_shard``, whose forwards need all processes, call it on each of them alike.
 
     Args:
         model: The model.
@@ -116,8 +119,9 @@ def _forward(model: nn.Module, batch: Any) -> object:
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Put back what a forward, or whoever makes the batches, may change."""
     modes = {module: module.training for module in model.modules()}
+    resharded(model.modules())
     kept = dict([*model.named_parameters(), *model.named_buffers()])
-    values = {name: t.detach().clone() for name, t in kept.items() if not t.is_meta}
+    values = {name: local_of(t.detach()).clone() for name, t in kept.items() if not t.is_meta}
     devices = {tensor.device.index for tensor in kept.values() if tensor.device.type == "cuda"}
     python, legacy = random.getstate(), np.random.get_state()
     try:
@@ -128,6 +132,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
         np.random.set_state(legacy)
         for module, training in modes.items():
             module.training = training
+        resharded(modes)
         for name, value in values.items():
             _restore(model, name, kept[name], value)
 
@@ -138,5 +143,6 @@ def _restore(model: nn.Module, name: str, tensor: Tensor, value: Tensor) -> None
     if getattr(owner, leaf, None) is not tensor:
         setattr(owner, leaf, tensor)  # a forward may assign a new one
     with torch.no_grad():
-        if not torch.equal(tensor, value):
-            tensor.copy_(value)
+        here = local_of(tensor)
+        if not torch.equal(here, value):
+            here.copy_(value)

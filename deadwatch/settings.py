@@ -15,6 +15,7 @@ from deadwatch.judge.rules import Rules
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.observe.strategies import only_watchable
 from deadwatch.treat.policy import Policy, resolve
+from deadwatch.treat.shards import resharded
 
 _OVERHEAD = 0.02
 """The bound, if statistics are taken as often as possible and none is given."""
@@ -195,6 +196,8 @@ def check_ownership(
             f"policy {given!r} treats units, and their optimizer state has to follow: pass "
             "optimizer=..., or policy='watch' to only watch"
         )
+    if optimizers:
+        resharded(model.modules())
     mine = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
         owned = [p for group in optimizer.param_groups for p in group["params"]]

@@ -16,7 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from deadwatch import Rules, Watch, WindowReport
+from deadwatch import (
+    BiasWarming,
+    NoBiasDecay,
+    Policy,
+    PositiveBias,
+    Rules,
+    Watch,
+    WindowReport,
+)
 
 Run = tuple[WindowReport, list[Tensor]]
 
@@ -332,7 +340,53 @@ def two_axes(rank: int) -> dict[str, Any]:
     found["refused"] = told(lambda: refusal(both))
     data = mesh["data"].get_local_rank()
     found["two axes"] = caught(lambda: run(both, (16, 5), 2, data)[0])
+    found["evaluated"] = evaluated(sharded=True)
     return found
+
+
+def evaluated(*, sharded: bool) -> tuple[WindowReport, dict[str, Tensor]]:
+    """The last report and the weights where an evaluation follows each step of the optimizer.
+
+    Sharded, it leaves all parameters spread over two of the four ranks.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    model: Any = Net().double()
+    rank, world = (dist.get_rank(), 4) if sharded else (0, 1)
+    for part in (model.a, model.c, model) if sharded else ():
+        fully_shard(part, reshard_after_forward=2)
+    generator = torch.Generator().manual_seed(3)
+    made = torch.randn(12, 16, 5, generator=generator, dtype=torch.float64)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-1)
+    policy = Policy(
+        BiasWarming(hold=1, anneal=2),
+        when=0.0,
+        cooldown=0,
+        per_unit=1,
+        guard=False,
+        prevent=[NoBiasDecay(), PositiveBias(0.05)],
+    )
+    with Watch(
+        model,
+        optimizer=optimizer,
+        policy=policy,
+        rules=Rules(min_samples=1),
+        stats_every_n_steps=1,
+    ) as watch:
+        for step, x in enumerate(made):
+            optimizer.zero_grad()
+            model(x[rank::world]).square().mean().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model.eval()(x)
+                model.train()
+            watch.step()
+            if step % 4 == 3:
+                report = watch.close_window(treat=step < 8)
+    model.reshard() if sharded else None
+    weights: dict[str, Any] = dict(model.named_parameters())
+    whole = {k: v.full_tensor() if sharded else v for k, v in weights.items()}
+    return report, {name: value.detach().clone() for name, value in whole.items()}
 
 
 def main() -> None:

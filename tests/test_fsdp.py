@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deadwatch import (
     BiasWarming,
+    NoBiasDecay,
     Policy,
     Recycle,
     Remedy,
@@ -23,6 +24,7 @@ from deadwatch import (
     ThermalKick,
     Watch,
     restore,
+    scan,
 )
 from tests.ranks import run_ranks
 from tests.test_wiring_architectures import CASES, Case
@@ -96,6 +98,13 @@ def bury(layer: Any, units: list[int]) -> None:
         layer.bias[units] = -7.0
 
 
+def flat() -> nn.Module:
+    """All in the root, which stays whole after a forward."""
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 2))
+    bury(model[0], [2, 8])
+    return model.double()
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"blocks": blocks, "images": images}
 
 
@@ -131,23 +140,31 @@ class Run:
     def __init__(
         self, network: str, policy: Policy | None = None, *, watched: bool = True, dims: int = 1
     ) -> None:
-        self._world, self._rank = world_and_rank()
+        self.world, self.rank = world_and_rank()
         torch.manual_seed(5)
-        self.model: Any = NETWORKS[network]()
-        if self._world > 1:
+        self.model: Any = (NETWORKS | {"flat": flat})[network]()
+        if self.world > 1:
             shard(self.model, dims)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2, weight_decay=1e-2)
-        self.watch = Watch(
+        self.watch = self.watch_of(policy)
+        self.reports: list[Any] = []
+        self.losses: list[float] = []
+        if watched:
+            self.watch.attach()
+
+    def watch_of(self, policy: Policy | None) -> Watch:
+        return Watch(
             self.model,
             optimizer=self.optimizer,
             policy=policy,
             rules=Rules(min_samples=1),
             stats_every_n_steps=1,
         )
-        self.reports: list[Any] = []
-        self.losses: list[float] = []
-        if watched:
-            self.watch.attach()
+
+    def evaluate(self) -> None:
+        with torch.no_grad():
+            self.model.eval()(batches()[0])
+        self.model.train()
 
     def train(self, *, windows: int = 3) -> Run:
         made = batches()
@@ -161,7 +178,7 @@ class Run:
 
     def step(self, x: Tensor) -> None:
         self.optimizer.zero_grad()
-        out = self.model(x[self._rank :: self._world])
+        out = self.model(x[self.rank :: self.world])
         loss = (out - 1).square().mean()
         loss.backward()
         self.optimizer.step()
@@ -232,6 +249,9 @@ def everything() -> dict[str, Any]:
     done["prelu"] = Run("blocks", policy_of(Swap("prelu"))).train(windows=1).result()
     done["after evaluation"] = after_evaluation()
     done["undone"] = undone()
+    done["whole root"] = whole_root()
+    done["scanned"] = scanned()
+    done["activations"] = sharded_activations()
     done["wires"] = {case.name: wires(case) for case in CASES}
     return done
 
@@ -280,6 +300,64 @@ def undone() -> dict[str, Any]:
         run.watch.step(9.0 if step else 1.0)
     run.watch.detach()
     return {"before": before, "between": between, **run.result()}
+
+
+def whole_root() -> dict[str, Any]:
+    """The root is whole when the watch is made and attached, and after each optimizer step."""
+    run = Run("flat", watched=False)
+    run.evaluate()
+    policy = Policy((REMEDIES["recycle"],), when=0.0, guard=False, prevent=[NoBiasDecay()])
+    run.watch = run.watch_of(policy)
+    for window in range(3):
+        run.evaluate()
+        run.watch.attach()
+        for x in batches()[3 * window : 3 * window + 3]:
+            run.optimizer.zero_grad()
+            (run.model(x[run.rank :: run.world]) - 1).square().mean().backward()
+            run.optimizer.step()
+            run.evaluate()
+            run.watch.step()
+        run.reports.append(run.watch.close_window())
+        run.watch.detach()
+    if run.world > 1:
+        run.model.reshard()
+    return run.result()
+
+
+class Squared(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x).square()
+
+
+def sharded_activations() -> tuple[list[str], set[str]]:
+    """The sites of activations that are given to ``fully_shard``, and why none is swapped."""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 6) for _ in range(3)]
+    bury(layers[0], [1])
+    parts = [layers[0], nn.ReLU(), layers[1], nn.GELU(), layers[2], Squared()]
+    model: Any = nn.Sequential(*parts).double()
+    if world_and_rank()[0] > 1:
+        fully_shard(parts[:4])
+        fully_shard(parts[5])
+        fully_shard(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    rules = Rules(min_samples=1)
+    with Watch(model, optimizer=optimizer, policy=policy_of(Swap()), rules=rules) as watch:
+        model(batches()[0]).sum().backward()
+        watch.step()
+        report = watch.close_window()
+    return [str(site.site) for site in report.sites.values()], {r.reason for r in report.refusals}
+
+
+def scanned() -> dict[str, Any]:
+    """What a scan finds, and that the model is trained as if there had been none."""
+    run = Run("blocks", watched=False)
+    found = scan(run.model, batches()[:2], rules=Rules(min_samples=1))
+    trained = run.train().result()
+    again = scan(run.model, batches()[:2], rules=Rules(min_samples=1))
+    return {**trained, "reports": [found, again]}
 
 
 @pytest.fixture(scope="module")
@@ -373,6 +451,36 @@ def test_a_window_may_end_while_the_root_is_whole(
     for rank in ranks:
         assert told(rank["after evaluation"]) == told(expected)
         assert_close(rank["after evaluation"]["weights"], expected["weights"])
+
+
+def test_a_watch_may_be_made_attached_and_stepped_while_the_root_is_whole(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    expected = alone["whole root"]
+    assert told(expected)
+    for rank in ranks:
+        assert told(rank["whole root"]) == told(expected)
+        assert_close(rank["whole root"]["weights"], expected["weights"])
+
+
+def test_a_scan_of_a_sharded_model_leaves_it_as_it_was(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    for rank in ranks:
+        assert_same_sites(rank["scanned"]["reports"], alone["scanned"]["reports"])
+        for name, value in rank["unwatched"]["weights"].items():
+            assert torch.equal(rank["scanned"]["weights"][name], value), name
+
+
+def test_activations_may_be_given_to_fully_shard(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    sites, _ = alone["activations"]
+    assert len(sites) == 3
+    for rank in ranks:
+        mine, reasons = rank["activations"]
+        assert mine == sites
+        assert "1 was given to fully_shard itself" in " ".join(reasons)
 
 
 def test_the_guard_gives_sharded_weights_back(ranks: list[dict[str, Any]]) -> None:

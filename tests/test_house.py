@@ -30,7 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "show": GROUND,
     "settings": GROUND | {"observe", "judge", "treat"},
     "watch": GROUND | {"observe", "judge", "treat", "show", "settings"},
-    "scanning": GROUND | {"observe", "judge", "settings", "watch"},
+    "scanning": GROUND | {"observe", "judge", "treat", "settings", "watch"},
     "restoring": GROUND | {"treat"},
     "fusing": GROUND | {"treat"},
     "trainers": GROUND | {"restoring"},

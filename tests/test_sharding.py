@@ -13,7 +13,7 @@ from torch import nn
 
 from deadwatch import ConfigError, State, Watch, WindowReport
 from tests.ranks import run_ranks
-from tests.sharded import ODD, REFUSED, Net, Odd, Stage, refusal, run
+from tests.sharded import ODD, REFUSED, Net, Odd, Stage, evaluated, refusal, run
 
 SCRIPT = "from tests.sharded import main; main()"
 
@@ -117,9 +117,14 @@ def test_a_resumed_run_under_tensor_parallelism_reports_what_it_would_have(two: 
         assert whole["first"].age.max() > whole["first"].samples
 
 
-def test_two_axes_of_a_mesh_are_those_of_one_process(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return _ranks(tmp_path_factory.mktemp("four"), 4)
+
+
+def test_two_axes_of_a_mesh_are_those_of_one_process(four: Ranks) -> None:
     expected, _ = run(Net(), (16, 5))
-    for rank in _ranks(tmp_path, 4):
+    for rank in four:
         found = rank["two_axes"]
         report, warned = found["two axes"]
         assert not any("deadwatch" in text or "units" in text for text in warned)
@@ -127,6 +132,21 @@ def test_two_axes_of_a_mesh_are_those_of_one_process(tmp_path: Path) -> None:
         assert "a DTensor of tensor parallelism" in found["refused"]
         assert found["fully_shard"] is None
         assert found["fully_shard after a forward"] is None
+
+
+def test_parameters_that_a_forward_left_on_fewer_ranks_are_those_of_one_process(
+    four: Ranks,
+) -> None:
+    expected, weights = evaluated(sharded=False)
+    assert expected.outcomes
+    for rank in four:
+        report, own = rank["two_axes"]["evaluated"]
+        assert report.notes == expected.notes
+        assert report.outcomes == expected.outcomes
+        for name, site in expected.items():
+            assert str(report[name].site) == str(site.site)
+        for name, value in weights.items():
+            torch.testing.assert_close(own[name], value, rtol=1e-9, atol=1e-11, msg=name)
 
 
 # ── strategies ──────────────────────────────────────────────────────────────────────────────

@@ -17,6 +17,7 @@ from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from deadwatch import Watch
+from deadwatch.observe.naming import Names
 from deadwatch.observe.wiring import _references_of_graph
 from deadwatch.records import Site
 from tests.nets import SharedReLU, Tokens, conv, images, mlp, vectors
@@ -679,3 +680,16 @@ def test_heads_that_are_merged_behind_an_activation_keep_their_axis() -> None:
         report = watch.peek()
     found = {name: (site.units, site.site.unit_dim) for name, site in report.items()}
     assert found == {"elu": (4, -1), "relu": (8, -1)}
+
+
+def test_a_tensor_is_not_called_what_a_parameter_was_that_is_gone() -> None:
+    """With a number for ``reshard_after_forward``, parameters are freed within a forward."""
+    model = nn.Linear(2, 2)
+    named = Names(model)
+    named.begin()
+    gone = id(model.weight)
+    model.weight = nn.Parameter(torch.zeros(2, 2))
+    others = [torch.zeros(2) for _ in range(100)]
+    (stranger,) = (tensor for tensor in others if id(tensor) == gone)
+    assert named.parameter(stranger) is None
+    assert named.parameter(model.weight) == "weight"

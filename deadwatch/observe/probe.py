@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deadwatch.activations import kind_of
 from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.trial import tensors_of, try_out
 from deadwatch.records import Gate
@@ -47,7 +48,7 @@ _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase
 
 def _may_be_activation(module: nn.Module) -> bool:
     """Whether it is worth a copy: a leaf that is not torch's own and holds no weight matrix."""
-    if type(module).__module__.split(".")[0] == "torch" or any(True for _ in module.children()):
+    if kind_of(module).__module__.split(".")[0] == "torch" or any(True for _ in module.children()):
         return False
     own = vars(module)
     if "forward" in own:  # patched, and a copy may still lead to the original

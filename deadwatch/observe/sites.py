@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deadwatch.activations import SwappedActivation
+from deadwatch.activations import SwappedActivation, kind_of
 from deadwatch.errors import ConfigError
 from deadwatch.observe.functions import FUNCTIONS
 from deadwatch.observe.gates import gate_of
@@ -147,7 +147,7 @@ def _activations(model: nn.Module) -> list[Candidate]:
 
 def _function_name(module: nn.Module) -> str:
     if not isinstance(module, SwappedActivation):
-        return type(module).__name__
+        return kind_of(module).__name__
     names = [type(part).__name__ for part in (module.original, module.replacement)]
     return names[1] if bool(module.units().all()) else "/".join(names)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from deadwatch.errors import CannotTreat
 from deadwatch.records import SiteReport, WindowReport
+from deadwatch.treat import shards
 from deadwatch.treat.planning import Planning
 from deadwatch.treat.remedies.positive_bias import PositiveBias
 from deadwatch.treat.remedies.preventive import Preventive
@@ -40,6 +41,9 @@ class Prevention:
 
     def resume(self) -> None:
         """Put back what lasts only as long as deadwatch is attached."""
+        if not self._given:
+            return
+        shards.resharded(self._model.modules())  # optimizers know sharded parameters alone
         for one in self._given if self.done else ():
             if isinstance(one, Preventive):
                 one.resume(self._model, self._theatre.optimizers)
@@ -47,6 +51,7 @@ class Prevention:
     def apply(self, verdict: WindowReport, step: int) -> list[str]:
         """Apply all, after the forwards that ``verdict`` is of; returns what there is to tell."""
         self.done = True
+        shards.resharded(self._model.modules())
         notes = []
         for one in self._given:
             if isinstance(one, Preventive):

@@ -117,8 +117,9 @@ def foreign(tensor: Tensor) -> str:
 def resharded(modules: Iterable[nn.Module]) -> None:
     """Have ``fully_shard`` put away what it left whole after a forward.
 
-    Until its backward the outermost module keeps whole parameters in the place of its own, to
-    which nothing may be written; a window may end there, say after a validation.
+    Until its backward the outermost module keeps whole parameters in the place of its own, which
+    no optimizer knows and to which nothing may be written; a window may end there, say after a
+    validation. With a number for ``reshard_after_forward`` all keep theirs spread over fewer ranks.
     """
     fsdp: Any = sys.modules.get("torch.distributed.fsdp")
     for module in modules if fsdp is not None else ():

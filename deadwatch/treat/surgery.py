@@ -55,7 +55,7 @@ class Surgery:
         """A parameter or buffer by its dotted name."""
         path, _, leaf = name.rpartition(".")
         holder = self._model.get_submodule(path)
-        if leaf in holder._parameters and not shards.is_sharded(getattr(holder, leaf)):
+        if leaf in holder._parameters:
             shards.resharded(self._around(path))
         found = getattr(holder, leaf)
         if not isinstance(found, Tensor):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from deadwatch.activations import kind_of
 from deadwatch.errors import CannotTreat
 
 
@@ -30,7 +31,7 @@ def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
     """
     if module._modules or module._buffers:
         raise CannotTreat(
-            f"{type(module).__name__} holds more than its own parameters, which its "
+            f"{kind_of(module).__name__} holds more than its own parameters, which its "
             "reset_parameters may reach"
         )
     # Not by copy.copy, which the class that fully_shard makes of a module's does not bear.
@@ -42,7 +43,9 @@ def fresh_like(module: nn.Module, seed: int) -> dict[str, Tensor]:
     }
     reset = getattr(clone, "reset_parameters", None)
     if reset is None:
-        raise CannotTreat(f"{type(module).__name__} has no reset_parameters to start afresh with")
+        raise CannotTreat(
+            f"{kind_of(module).__name__} has no reset_parameters to start afresh with"
+        )
     with private_random(seed), torch.no_grad():
         reset()
     return {name: p.detach() for name, p in clone._parameters.items() if p is not None}

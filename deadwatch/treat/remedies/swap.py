@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deadwatch.activations import KINDS, SHARE, SLOPES, Replacement, SwappedActivation
+from deadwatch.activations import KINDS, SHARE, SLOPES, Replacement, SwappedActivation, kind_of
 from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Ints
@@ -98,6 +98,11 @@ class Swap(Remedy):
         old = case.surgery.module(site.module)
         if not isinstance(old, SwappedActivation) and any(True for _ in old.parameters()):
             raise CannotTreat(f"{site.module} has parameters of its own that a swap would lose")
+        if kind_of(old) is not type(old):
+            raise CannotTreat(
+                f"{site.module} was given to fully_shard itself, which would miss it; shard the "
+                "module that holds it instead"
+            )
         if self.to == "prelu":
             self._require_room_for_slopes(case)
         edits, restarts, quiet = case.silence(False if self.only == "all" else self.quiet)
