@@ -244,9 +244,13 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
 
 
 def pure_copy(module: nn.Module) -> nn.Module:
-    """A copy of an activation that overwrites no input and runs no hooks."""
+    """A copy of an activation that overwrites no input and runs no hooks.
+
+    Its parameters are whole. Where they are sharded, all ranks have to call.
+    """
     # Hooks are not even copied: a bound method would take its owner along.
     memo: dict[int, Any] = {id(getattr(module, name)): OrderedDict() for name in HOOKS}
+    memo |= {id(p): _whole(p) for p in module.parameters() if hasattr(p, "full_tensor")}
     kind = kind_of(module)
     if kind is type(module):
         clone = copy.deepcopy(module, memo)
@@ -258,6 +262,10 @@ def pure_copy(module: nn.Module) -> nn.Module:
         if hasattr(part, "inplace"):
             setattr(part, "inplace", False)  # noqa: B010 - not every activation has it
     return clone
+
+
+def _whole(parameter: Any) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().full_tensor(), parameter.requires_grad)
 
 
 def _is_in_place(module: nn.Module) -> bool:

@@ -93,6 +93,40 @@ def images() -> nn.Module:
     return model.double()
 
 
+class Leaky(nn.Module):
+    """An activation of the model's own, with a slope for each unit; one of them is zero."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.full((units,), 0.1))
+        self.slope.data[3] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.slope * x)
+
+
+class Raised(nn.Module):
+    """An activation of the model's own whose gate is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.least = nn.Parameter(torch.full((1,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x - self.least) ** 2
+
+
+def learned() -> nn.Module:
+    """Activations with parameters, of the model's own and of torch."""
+    model = nn.Sequential(
+        *(nn.Linear(6, 9), Leaky(9), nn.Linear(9, 5), Raised()),
+        *(nn.Linear(5, 4), nn.PReLU(4, 0.0), nn.Linear(4, 2)),
+    )
+    for layer in (0, 2, 4):
+        bury(model[layer], [1, 3])
+    return model.double()
+
+
 def bury(layer: Any, units: list[int]) -> None:
     with torch.no_grad():
         layer.bias[units] = -7.0
@@ -106,6 +140,7 @@ def flat() -> nn.Module:
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"blocks": blocks, "images": images}
+BUILDS = {**NETWORKS, "flat": flat, "learned": learned}
 
 
 def shard(model: Any, dims: int = 1) -> None:
@@ -142,7 +177,7 @@ class Run:
     ) -> None:
         self.world, self.rank = world_and_rank()
         torch.manual_seed(5)
-        self.model: Any = (NETWORKS | {"flat": flat})[network]()
+        self.model: Any = BUILDS[network]()
         if self.world > 1:
             shard(self.model, dims)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-2, weight_decay=1e-2)
@@ -246,6 +281,7 @@ def everything() -> dict[str, Any]:
     done["interrupted"] = [interrupted(remedy) for remedy in ("warming", "annealed swap")]
     done["watched"] = Run("blocks").train().result()
     done["unwatched"] = Run("blocks", watched=False).train().result()
+    done["learned"] = Run("learned").train().result()
     done["prelu"] = Run("blocks", policy_of(Swap("prelu"))).train(windows=1).result()
     done["after evaluation"] = after_evaluation()
     done["undone"] = undone()
@@ -500,6 +536,25 @@ def test_a_resumed_sharded_run_goes_on_bit_by_bit(ranks: list[dict[str, Any]]) -
             assert again["ledger"] == run["ledger"]
             for name, value in run["weights"].items():
                 assert same(again["weights"][name], value), name
+
+
+def test_sharded_parameters_of_activations_make_the_same_gates(
+    ranks: list[dict[str, Any]], alone: dict[str, Any]
+) -> None:
+    expected = alone["learned"]["reports"]
+    assert set(expected[0]) == {"1", "3", "5"}
+    assert len({report["3"].site.gate.low for report in expected}) == 3, "it was learned"
+    for rank in ranks:
+        reports = rank["learned"]["reports"]
+        assert_same_sites(reports, expected)
+        for report, other in zip(reports, expected, strict=True):
+            gates = [(mine.site.gate, one.site.gate) for mine, one in zip_sites(report, other)]
+            assert all(a.low == pytest.approx(b.low, rel=1e-6) for a, b in gates)
+            assert all((a.inside, a.flat) == (b.inside, b.flat) for a, b in gates)
+
+
+def zip_sites(report: Any, other: Any) -> list[Any]:
+    return [(report[name], other[name]) for name in other]
 
 
 def same(value: Any, other: Any) -> bool:

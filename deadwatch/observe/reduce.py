@@ -10,7 +10,9 @@ met different sites, there are two more exchanges, of their news alone.
 
 Besides these: one broadcast of a seed at the start of a policy, one all-reduce whenever the guard
 looks at the loss (32 steps after a treatment it has done so six times), one a window while
-``stats_every_n_steps="auto"`` has not found its interval. `Watch.state_dict` takes an all-reduce
+``stats_every_n_steps="auto"`` has not found its interval. Sharded parameters of activation classes
+of the model's own are gathered to try these out (`pure_copy`): at every `Watch.attach`, and once a
+window where they are learned. `Watch.state_dict` takes an all-reduce
 and one gathering of what each rank measured, so that a run resumed by as many ranks is the same to
 the bit; where that would be more than `GATHERED` bytes in all, it merges as a window does instead.
 """
