@@ -252,6 +252,7 @@ class Watch:
         """
         self._closed = True
         snapshot = reduce(self._taps.read(), self._roll)
+        missed = snapshot.steps - self.steps  # a rank may have run out of data
         pace = self._taps.find_interval(self._overhead, largest)
         self._taps.restart(snapshot)
         verdict = judge(snapshot, self._rules)
@@ -260,6 +261,8 @@ class Watch:
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
+        if missed > 0:
+            self._clinic.follow(missed)
         self._clinic.consider(verdict, self.steps)
         notes = (*verdict.notes, *self._clinic.told())
         verdict = replace(verdict, notes=notes, outcomes=self._clinic.outcomes)
