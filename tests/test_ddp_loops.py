@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deadwatch import BiasWarming, ConfigError, Policy, Rules, Swap, Watch
+from deadwatch.observe.reduce import mean_gradients
 from deadwatch.plain import to_plain
 from tests.ranks import run_ranks
 from tests.test_ddp import network
@@ -148,3 +149,12 @@ def test_a_schedule_that_has_ended_takes_no_more_steps() -> None:
         watch._clinic.follow(5)
         assert watch._clinic.in_course == 0
     assert str(model[1]) == "ReLU()"
+
+
+def test_a_backward_pass_that_others_do_not_take_says_what_was_going_on() -> None:
+    slope = nn.Parameter(torch.ones(3))
+    with pytest.raises(ValueError, match="process group") as caught:
+        mean_gradients([slope])  # there are no others
+    (note,) = caught.value.__notes__
+    assert "average the gradients of learned slopes" in note
+    assert "every backward pass through the model is to be taken on every process alike" in note
