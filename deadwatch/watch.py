@@ -260,9 +260,11 @@ class Watch:
         tell_unseen(verdict, snapshot.missing, attached=self.attached)
         if self._clinic is None:
             return verdict
-        self._warn_missing_step()
         if missed > 0:
             self._clinic.follow(missed)
+        else:
+            self._warn_missing_step()
+        self._stepped = False
         self._clinic.consider(verdict, self.steps)
         notes = (*verdict.notes, *self._clinic.told())
         verdict = replace(verdict, notes=notes, outcomes=self._clinic.outcomes)
@@ -368,4 +370,3 @@ class Watch:
                 MissingStepWarning,
                 stacklevel=3,
             )
-        self._stepped = False
