@@ -53,6 +53,10 @@ class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
 
 
+class MixedModelsWarning(DeadwatchWarning):
+    """What processes measure is merged though they may train different models."""
+
+
 class UnfusedSwapWarning(DeadwatchWarning):
     """A swapped activation has no equivalent in ``torch.nn`` and stays as it is."""
 

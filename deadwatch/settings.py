@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,10 +11,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from deadwatch.errors import ConfigError, DeadwatchError
+from deadwatch.errors import ConfigError, DeadwatchError, MixedModelsWarning
 from deadwatch.judge.rules import Rules
 from deadwatch.observe.sites import Selection, readable
-from deadwatch.observe.strategies import only_watchable
+from deadwatch.observe.strategies import only_watchable, some_processes
 from deadwatch.treat.policy import Policy, resolve
 from deadwatch.treat.shards import resharded
 
@@ -159,6 +160,15 @@ def check_strategy(model: nn.Module, optimizers: object, policy: Policy | str | 
         ConfigError: The model is trained by a strategy under which it can only be watched.
     """
     if resolve(policy) is None:
+        parted = some_processes(model)
+        if parted is not None:
+            warnings.warn(
+                f"the model is or holds {parted.found}: what these measure is merged with what the "
+                "others do, also if they train another model, and a unit is dead only if it is "
+                "dead in all of them",
+                MixedModelsWarning,
+                stacklevel=3,
+            )
         return
     several = isinstance(optimizers, (list, tuple))
     strategy = only_watchable(model, optimizers if several else (optimizers,))  # type: ignore[arg-type]

@@ -252,6 +252,7 @@ class Watch:
         """
         self._closed = True
         snapshot = reduce(self._taps.read(), self._roll)
+        missed = snapshot.steps - self.steps  # a rank may have run out of data
         pace = self._taps.find_interval(self._overhead, largest)
         self._taps.restart(snapshot)
         verdict = judge(snapshot, self._rules)
@@ -259,7 +260,11 @@ class Watch:
         tell_unseen(verdict, snapshot.missing, attached=self.attached)
         if self._clinic is None:
             return verdict
-        self._warn_missing_step()
+        if missed > 0:
+            self._clinic.follow(missed)
+        else:
+            self._warn_missing_step()
+        self._stepped = False
         self._clinic.consider(verdict, self.steps)
         notes = (*verdict.notes, *self._clinic.told())
         verdict = replace(verdict, notes=notes, outcomes=self._clinic.outcomes)
@@ -365,4 +370,3 @@ class Watch:
                 MissingStepWarning,
                 stacklevel=3,
             )
-        self._stepped = False

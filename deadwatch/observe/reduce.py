@@ -127,7 +127,8 @@ def mean_gradients(parameters: Sequence[Tensor]) -> list[Tensor | None]:
     device = parameters[0].device
     flags = torch.tensor(own, dtype=wide, device=device)
     buffer = torch.cat([flags, *(value.to(device, wide).flatten() for value in values)])
-    dist.all_reduce(buffer)
+    with _together(_PASSES):
+        dist.all_reduce(buffer)
     somewhere, *means = (buffer / _world()).split([len(own), *(p.numel() for p in parameters)])
     return [
         mean.view_as(p).to(p) if here or bool(flag) else None  # waits only where this rank has none
@@ -153,17 +154,27 @@ def _device() -> torch.device:
     return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
+_CALLS = (
+    "exchange what they measured here",
+    "close_window(), peek(), step() and state_dict() of a Watch are to be called",
+)
+_PASSES = (
+    "average the gradients of learned slopes here, which DDP does not know",
+    "every backward pass through the model is to be taken",
+)
+
+
 @contextmanager
-def _together() -> Iterator[None]:
+def _together(what: tuple[str, str] = _CALLS) -> Iterator[None]:
     """Have the error of a collective say what was going on; it stays what it is."""
     try:
         yield
     except Exception as error:
+        done, rule = what
         error.add_note(
-            "deadwatch: all processes of the group exchange what they measured here, and at least "
-            "one did not take part. Either it failed or was killed: look for its own error. Or it "
-            "went another way: close_window(), peek(), step() and state_dict() of a Watch are to "
-            "be called on every process alike, not on the first alone."
+            f"deadwatch: all processes of the group {done}, and at least one did not take part. "
+            "Either it failed or was killed: look for its own error. Or it went another way: "
+            f"{rule} on every process alike, not on the first alone."
         )
         raise
 

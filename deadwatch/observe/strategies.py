@@ -41,6 +41,7 @@ def only_watchable(model: nn.Module, optimizers: Iterable[object]) -> Strategy |
         or _pipeline(model)
         or _tensor_parallel(model)
         or _replicas(model)
+        or some_processes(model)
     )
 
 
@@ -95,6 +96,28 @@ def _replicas(model: nn.Module) -> Strategy | None:
             found = f"a DataParallel over {len(module.device_ids)} devices"
             reason = "its forwards run in copies of the model, in threads"
             return Strategy(found, reason, "use DistributedDataParallel instead")
+    return None
+
+
+def some_processes(model: nn.Module) -> Strategy | None:
+    """What shows that a model is trained by some of the processes, and by data parallelism alone.
+
+    The wrapper is looked for everywhere: a watch may have been given the model in it.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
+        return None
+    world = distributed.get_world_size()
+    if world == 1 or _pipeline(model) or tensor_parallel(model):
+        return None
+    held, kind = set(model.modules()), nn.parallel.DistributedDataParallel
+    for wrapper in (found for found in gc.get_objects() if kind in type(found).__mro__):
+        if vars(wrapper).get("_modules") and held & set(wrapper.modules()):
+            size = wrapper.process_group.size()
+            if size < world:
+                found = f"a DistributedDataParallel over {size} of {world} processes"
+                reason = "all processes treat alike, and the others may train another model"
+                return Strategy(found, reason, "wrap it over all processes")
     return None
 
 

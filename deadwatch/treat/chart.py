@@ -47,6 +47,10 @@ class InCourse:
         """Advance the course one training step; True once it has ended."""
         return self._ended(lambda: self.course.step(surgery))
 
+    def follow(self, steps: int, surgery: Surgery) -> bool:
+        """Bring the course to where ranks have it that took more steps; True once it has ended."""
+        return self._ended(lambda: self.course.follow(steps, surgery))
+
     def review(self, report: SiteReport, surgery: Surgery) -> bool:
         """Have the course follow a window's verdict; True once it has ended."""
         return self._ended(lambda: self.course.review(report, surgery))

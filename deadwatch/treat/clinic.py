@@ -123,6 +123,15 @@ class Clinic:
         if loss is not None and self._policy.guard:
             self.notes += self._trial.step(loss, self._window)
 
+    @torch.inference_mode(False)
+    def follow(self, steps: int) -> None:
+        """Bring every scheduled remedy to where ranks have it that took so many steps more."""
+        for site, chart in self._charts.items():
+            for going in list(chart.courses):
+                if going.follow(steps, self._surgery):
+                    chart.courses.remove(going)
+                    self._discharge(site, going)
+
     def _advanced(self, site: str, going: InCourse) -> bool:
         ended = going.step(self._surgery)
         if ended:

@@ -30,6 +30,14 @@ class Course(ABC):
     def step(self, surgery: Surgery) -> bool:
         """Advance one training step, without waiting for the device; True once it has ended."""
 
+    def follow(self, steps: int, surgery: Surgery) -> bool:
+        """Advance by steps that other ranks alone have taken; True once it has ended.
+
+        The parameters are those of the ranks that took them, as DDP's ``join`` leaves them; all
+        else in the model is this rank's own.
+        """
+        return any(self.step(surgery) for _ in range(steps))  # one that has ended takes no more
+
     def review(self, report: SiteReport, surgery: Surgery) -> bool:
         """Follow the verdict of a window, between two steps; True once it has ended."""
         return False

@@ -71,6 +71,11 @@ class Held:
         self.owed = torch.where(self._unmoved & (owed == 0), torch.zeros_like(left), left)
         self._last = lower
 
+    def follow(self, surgery: Surgery, owed: Tensor) -> None:
+        """Take over a bias of which others have taken γ out, until ``owed`` was left (K,)."""
+        self._unmoved.fill_(False)
+        self.owed, self._last = owed, surgery.present(self.bias, self.rows, self._last)
+
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
         tensors = {name: getattr(self, name).cpu() for name in _TENSORS}
@@ -115,13 +120,25 @@ class Warming(Course):
     def step(self, surgery: Surgery) -> bool:
         """Advance one step; take out what the schedule no longer allows."""
         self._steps += 1
-        gone = min(1.0, max(0, self._steps - self._hold) / self._anneal)
-        left = (1 + math.cos(math.pi * gone)) / 2 if self._cosine else 1 - gone
-        if gone > 0:
+        left = self._left()
+        if left < 1:
             # Every step, so that no other rank may be waited for.
-            owed = self._held.added * (left if gone < 1 else 0.0)
-            self._held.lower(surgery, owed, alone=True)
-        return gone == 1
+            self._held.lower(surgery, self._held.added * left, alone=True)
+        return left == 0
+
+    def follow(self, steps: int, surgery: Surgery) -> bool:
+        """Advance as others have, by whom γ has been taken out already."""
+        self._steps += steps
+        left = self._left()
+        self._held.follow(surgery, self._held.added * left)
+        return left == 0
+
+    def _left(self) -> float:
+        """The share of γ that the schedule still allows."""
+        gone = min(1.0, max(0, self._steps - self._hold) / self._anneal)
+        if gone == 1:
+            return 0.0
+        return (1 + math.cos(math.pi * gone)) / 2 if self._cosine else 1 - gone
 
     def state_dict(self) -> dict[str, Any]:
         """Where the schedule stands."""
