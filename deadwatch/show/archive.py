@@ -1,0 +1,239 @@
+"""Records → bytes that an event file holds, and back to plain dicts and arrays.
+
+Every window leaves, each under a tag of its own:
+
+- ``layout``: the sites, whenever they are others than in the window before;
+- ``counts``: how many units of each site are in which state, and where units were written;
+- ``sites``: what is averaged over the units of each site;
+- ``events``: treatments, refusals, notes and outcomes, if there are any;
+- ``units/<site>``: the state of each unit, and its statistics as far as the budget goes.
+
+A payload is compressed: one line of JSON, which names the version, the window and the arrays that
+follow it, and the arrays. A newer reader finds in an older payload what that has; an older one
+leaves out what it does not know. Nothing here imports torch, nor is anything executed to read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deadwatch.errors import DeadwatchError
+from deadwatch.records import Floats, SiteReport, State, WindowReport
+
+PLUGIN = "deadwatch"
+VERSION = 1
+ROOT = "deadwatch/record"
+LAYOUT, COUNTS, SITES = f"{ROOT}/layout", f"{ROOT}/counts", f"{ROOT}/sites"
+EVENTS, UNITS = f"{ROOT}/events", f"{ROOT}/units"
+
+MEASURES = ("open_fraction", "mean", "std", "sparsity", "dormant")
+"""The columns of ``sites``."""
+
+DETAILS = ("open_fraction", "mean", "std", "min", "max")
+"""What is kept of each unit beside its state."""
+
+DORMANT = 0.025
+"""ReDo's threshold on the dormancy score (Sokar et al. 2023)."""
+
+LARGEST = 1 << 28
+"""Bytes that a payload may have when it is unpacked; nothing that is written here comes near."""
+
+_DTYPES = ("<i4", "<i8", "<f2", "<f4", "|u1")
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Payload:
+    """What one record holds.
+
+    Attributes:
+        head: Its version, window, and what else is no array.
+        arrays: Its arrays by name.
+    """
+
+    head: Mapping[str, Any]
+    arrays: Mapping[str, Array]
+
+
+def pack(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
+    """A payload as bytes."""
+    shapes = {name: [array.dtype.str, list(array.shape)] for name, array in arrays.items()}
+    line = json.dumps({"version": VERSION, **head, "arrays": shapes}, allow_nan=False)
+    parts = [line.encode(), b"\n", *(np.ascontiguousarray(a).tobytes() for a in arrays.values())]
+    return zlib.compress(b"".join(parts), level=1)
+
+
+def unpack(data: bytes) -> Payload:
+    """Read a payload.
+
+    Raises:
+        DeadwatchError: It is none, or damaged.
+    """
+    try:
+        opened = zlib.decompressobj()
+        raw = opened.decompress(data, LARGEST)
+        if opened.unconsumed_tail or not opened.eof:
+            raise ValueError("it does not end where it should")
+        line, _, rest = raw.partition(b"\n")
+        head = json.loads(line)
+        return Payload(head, dict(_arrays(head.pop("arrays"), rest)))
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise DeadwatchError(
+            f"this is no record of deadwatch's, or a damaged one: {error}"
+        ) from error
+
+
+def _arrays(shapes: Mapping[str, Any], rest: bytes) -> Iterator[tuple[str, Array]]:
+    offset = 0
+    for name, (dtype, shape) in shapes.items():
+        if dtype not in _DTYPES or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"array {name!r} is {dtype!r} of shape {shape!r}")
+        count = math.prod(shape)
+        yield name, np.frombuffer(rest, np.dtype(dtype), count, offset).reshape(shape)
+        offset += count * np.dtype(dtype).itemsize
+
+
+class Archivist:
+    """Turns reports into records, one after the other.
+
+    Args:
+        budget: Bytes a window, before compression, for the statistics of single units. Sites
+            whose units changed are served first, then those that waited longest. States are
+            always kept.
+    """
+
+    def __init__(self, budget: int = 1 << 18) -> None:
+        self._budget = budget
+        self._sites: list[dict[str, Any]] = []
+        self._states: dict[str, Array] = {}
+        self._detailed: dict[str, int] = {}
+        self._session = uuid.uuid4().hex
+
+    def _head(self, report: WindowReport) -> dict[str, Any]:
+        window = report.window
+        steps = [window.first_step, window.last_step]
+        return {"session": self._session, "window": window.index, "steps": steps}
+
+    def records(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
+        """Tags and payloads of one window."""
+        head, sites = self._head(report), list(report.values())
+        described = [describe(site) for site in sites]
+        if described != self._sites:
+            self._sites = described
+            yield LAYOUT, pack({**head, "sites": described}, {})
+        kept = self._kept(sites)
+        rows = np.array([_counts(site) for site in sites], "<i4").reshape(-1, len(State))
+        samples = np.array([site.samples for site in sites], "<i8")
+        arrays = {"states": rows, "samples": samples, "kept": np.array(kept, "|u1")}
+        yield COUNTS, pack(head, arrays)
+        averages = np.array([_measures(site) for site in sites], "<f4")
+        arrays = {"measures": averages.reshape(-1, len(MEASURES))}
+        yield SITES, pack({**head, "columns": MEASURES}, arrays)
+        yield from self.events(report)
+        for site, how in zip(sites, kept, strict=True):
+            if how != UNCHANGED:
+                self._states[site.site.name] = site.state
+                yield f"{UNITS}/{tag(site.site.name)}", pack(head, _units(site, how))
+
+    def events(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
+        """Tag and payload of what was done and told, if anything was."""
+        told = events(report)
+        if any(told.values()):
+            yield EVENTS, pack({**self._head(report), **told}, {})
+
+    def _kept(self, sites: list[SiteReport]) -> list[int]:
+        """What is kept of the units of each site in this window."""
+        changed = [self._changed(site) for site in sites]
+        waited = [self._detailed.get(site.site.name, -1) for site in sites]
+        order = sorted(range(len(sites)), key=lambda i: (not changed[i], waited[i]))
+        kept, left = [UNCHANGED] * len(sites), self._budget
+        for i in order:
+            name, size = sites[i].site.name, sites[i].units * _UNIT_BYTES
+            kept[i] = STATES if changed[i] else UNCHANGED
+            if sites[i].units and size <= left:
+                kept[i], left = DETAILED, left - size
+                self._detailed[name] = 1 + max(self._detailed.values(), default=0)
+        return kept
+
+    def _changed(self, site: SiteReport) -> bool:
+        before = self._states.get(site.site.name)
+        return before is None or not np.array_equal(before, site.state)
+
+
+UNCHANGED, STATES, DETAILED = range(3)
+"""What a window keeps of a site's units: that they are as before, their states, or all."""
+
+_UNIT_BYTES = 1 + 4 * len(DETAILS)
+
+
+def _units(site: SiteReport, how: int) -> dict[str, Array]:
+    arrays: dict[str, Array] = {"state": site.state.astype("|u1")}
+    if how == DETAILED:
+        arrays |= {name: getattr(site, name).astype("<f4") for name in DETAILS}
+    return arrays
+
+
+def _counts(site: SiteReport) -> Array:
+    return np.bincount(site.state, minlength=len(State))
+
+
+def _measures(site: SiteReport) -> list[float]:
+    dormancy = site.dormancy[np.isfinite(site.dormancy)]
+    dormant = float((dormancy <= DORMANT).mean()) if len(dormancy) else math.nan
+    means = [average(getattr(site, name)) for name in ("open_fraction", "mean", "std")]
+    return [*means, site.sparsity, dormant]
+
+
+def average(values: Floats) -> float:
+    """The mean of what was measured; NaN if nothing was."""
+    measured = values[np.isfinite(values)]
+    return float(measured.mean()) if len(measured) else math.nan
+
+
+def describe(report: SiteReport) -> dict[str, Any]:
+    """What there is to know of a site beside its figures."""
+    site = report.site
+    return {
+        "name": site.name,
+        "tag": tag(site.name),
+        "units": report.units,
+        "activation": site.activation,
+        "producers": [str(wire) for wire in site.producers] or site.producers_note,
+        "consumers": [str(wire) for wire in site.consumers] or site.consumers_note,
+    }
+
+
+def events(report: WindowReport) -> dict[str, Any]:
+    """What was done in a window and what there is to tell, as plain values."""
+    treatments = [
+        {
+            **_plain(t, "remedy", "site", "window", "step", "quiet", "note"),
+            "units": t.units.tolist(),
+        }
+        for t in report.treatments
+    ]
+    refusals = [_plain(r, "remedy", "site", "window", "reason", "units") for r in report.refusals]
+    outcomes = [{**vars(o), "open": o.open} for o in report.outcomes]
+    told = {"treatments": treatments, "refusals": refusals, "notes": list(report.notes)}
+    return {**told, "outcomes": outcomes}
+
+
+def _plain(record: Any, *names: str) -> dict[str, Any]:
+    values = {name: getattr(record, name) for name in names}
+    return values | {"units": values["units"].tolist()}
+
+
+def tag(name: str) -> str:
+    """A site's name with what TensorBoard does not allow in a tag written as its code point."""
+    return re.sub(r"[^-\w.]", lambda match: f"_{ord(match[0]):x}_", name)

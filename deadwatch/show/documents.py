@@ -1,0 +1,213 @@
+"""What the pictures are drawn from: plain documents, made of a run, that JSON can hold.
+
+They are the same for the TensorBoard tab, which asks for them one by one, and for the report, which
+carries them along. Arrays travel as base64 of little-endian bytes. What does not fit is made
+smaller here, and the document says so: several windows become one column, several units one row,
+of which each cell shows the worst, so that nothing dead is ever lost between the pixels.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deadwatch.records import State
+from deadwatch.show.archive import DETAILS, MEASURES
+from deadwatch.show.run import Run
+
+Document = dict[str, Any]
+Array = npt.NDArray[Any]
+
+CELLS = 300_000
+"""Cells that a picture of all sites has at most."""
+
+COLUMNS = 1_000
+ROWS = 1_024
+"""Columns and rows of a picture of one site's units."""
+
+SEVERITY = (State.ALIVE, State.RARE, State.UNCERTAIN, State.SATURATED, State.DEAD)
+"""From what may be hidden behind others in one cell to what never is; unseen shows where all is."""
+
+
+def overview(run: Run, cells: int = CELLS) -> Document:
+    """All sites over all windows: dead and judged units of each cell."""
+    most = max(1, cells // max(1, len(run.sites)))
+    spans = split(len(run.windows), most)
+    worst = [_worst(run.dead[:, a:b], run.judged[:, a:b]) for a, b in spans]
+    at = np.stack([a + w for (a, _), w in zip(spans, worst, strict=True)], 1) if spans else None
+    dead, judged = (_taken(table, at) for table in (run.dead, run.judged))
+    seen = _taken(run.counts.sum(-1) - run.counts[..., State.UNSEEN], at)
+    return {
+        "sites": run.sites,
+        "columns": _columns(run, spans),
+        "windows": len(run.windows),
+        "dead": encoded(dead, "<i4"),
+        "judged": encoded(judged, "<i4"),
+        "seen": encoded(seen > 0, "|u1"),
+        "at": encoded(at if at is not None else dead, "<i4"),
+        "treatments": [_mark(run, treatment) for treatment in run.treatments],
+        "notes": run.notes,
+        "outcomes": run.outcomes,
+        "damaged": run.damaged,
+    }
+
+
+def table(run: Run) -> Document:
+    """One row for each site: how it is now, how it was at its worst, what was done last."""
+    return {"rows": [_row(run, at) for at in range(len(run.sites))], "windows": len(run.windows)}
+
+
+def _row(run: Run, at: int) -> Document:
+    site, counts = run.sites[at], run.counts[at]
+    judged = np.flatnonzero(run.judged[at])
+    row: Document = {"site": site["name"], "units": site["units"], "now": None, "worst": None}
+    ratios = run.dead[at, judged] / run.judged[at, judged]
+    if len(judged):
+        row["now"] = _cell(run, at, int(judged[-1]))
+        row["worst"] = _cell(run, at, int(judged[np.argmax(ratios)]))
+        row["states"] = counts[judged[-1]].tolist()
+    for name in MEASURES:
+        values = run.measures[name][at]
+        measured = values[np.isfinite(values)]
+        row[name] = float(measured[-1]) if len(measured) else None
+    done = [t for t in run.treatments if t["site"] == site["name"]]
+    row["treated"] = sum(len(t["units"]) for t in done)
+    row["last"] = {**done[-1], "units": len(done[-1]["units"])} if done else None
+    return row
+
+
+def _cell(run: Run, at: int, column: int) -> Document:
+    dead, judged = int(run.dead[at, column]), int(run.judged[at, column])
+    return {"dead": dead, "judged": judged, "window": run.windows[column].index}
+
+
+def units(
+    run: Run,
+    site: str,
+    first: int = 0,
+    last: int | None = None,
+    rows: int = ROWS,
+    columns: int = COLUMNS,
+) -> Document:
+    """The units of one site over all windows.
+
+    Args:
+        run: The run.
+        site: The site's name.
+        first: The first unit.
+        last: The unit behind the last one; all of them for None.
+        rows: Rows of the picture at most.
+        columns: Columns of the picture at most.
+    """
+    found = run.units(site)
+    last = len(found.state) if last is None else min(last, len(found.state))
+    across, down = split(len(run.windows), columns), split(last - first, rows)
+    down = [(first + a, first + b) for a, b in down]
+    state = _worst_state(_worst_state(found.state, down, 0), across, 1)
+    share = _mean_of(_mean_of(found.details["open_fraction"], down, 0), across, 1)
+    return {
+        "site": site,
+        "units": len(found.state),
+        "rows": down,
+        "columns": _columns(run, across),
+        "windows": len(run.windows),
+        "state": encoded(state, "|u1"),
+        "open": encoded(np.where(np.isnan(share), 255, np.round(share * 250)), "|u1"),
+        "kept": int(found.kept.sum()),
+        "treatments": [t for t in run.treatments if t["site"] == site],
+    }
+
+
+def unit(run: Run, site: str, index: int) -> Document:
+    """One unit over all windows, with all its figures."""
+    found = run.units(site)
+    return {
+        "site": site,
+        "unit": index,
+        "columns": _columns(run, split(len(run.windows), len(run.windows))),
+        "state": found.state[index].tolist(),
+        **{name: _numbers(found.details[name][index]) for name in DETAILS},
+        "treatments": [
+            {**t, "units": len(t["units"])}
+            for t in run.treatments
+            if t["site"] == site and index in t["units"]
+        ],
+    }
+
+
+# ── making smaller ──────────────────────────────────────────────────────────────────────
+
+
+def split(length: int, most: int) -> list[tuple[int, int]]:
+    """Cut ``length`` things into at most ``most`` spans of one size, but for the last."""
+    size = max(1, math.ceil(length / max(1, most)))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _worst(dead: Array, judged: Array) -> Array:
+    """Of some windows, the one with the highest dead ratio, site by site (S,)."""
+    ratio = np.where(judged > 0, dead / np.maximum(judged, 1), -1.0)
+    return ratio.shape[1] - 1 - np.argmax(ratio[:, ::-1], 1)  # the last of them
+
+
+def _taken(table: Array, at: Array | None) -> Array:
+    return table[:, :0] if at is None else np.take_along_axis(table, at, 1)
+
+
+def _worst_state(state: Array, spans: list[tuple[int, int]], axis: int) -> Array:
+    ranks = np.zeros(len(State), np.uint8)
+    ranks[list(SEVERITY)] = np.arange(1, 1 + len(SEVERITY))
+    back = np.argsort(ranks)
+    found: Array = back[_reduced(np.maximum, ranks[state], spans, axis)]
+    return found
+
+
+def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
+    there = ~np.isnan(values)
+    total = _reduced(np.add, np.where(there, values, 0).astype(np.float64), spans, axis)
+    count = _reduced(np.add, there.astype(np.int64), spans, axis)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _reduced(operation: np.ufunc, values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
+    starts = [start for start, _ in spans]
+    whole = np.take(values, range(starts[0], spans[-1][1]), axis) if spans else values
+    if not spans or not whole.size:
+        return whole
+    found: Array = operation.reduceat(whole, np.array(starts) - starts[0], axis)
+    return found
+
+
+# ── plain values ────────────────────────────────────────────────────────────────────────
+
+
+def encoded(values: Array, dtype: str) -> Document:
+    """An array as JSON can hold it."""
+    data = np.ascontiguousarray(values, dtype)
+    return {
+        "dtype": dtype,
+        "shape": list(data.shape),
+        "data": base64.b64encode(data.tobytes()).decode(),
+    }
+
+
+def _numbers(values: Array) -> list[float | None]:
+    return [float(value) if math.isfinite(value) else None for value in values]
+
+
+def _columns(run: Run, spans: list[tuple[int, int]]) -> list[Document]:
+    return [
+        {
+            "windows": [run.windows[a].index, run.windows[b - 1].index],
+            "steps": [run.windows[a].first_step, run.windows[b - 1].last_step],
+        }
+        for a, b in spans
+    ]
+
+
+def _mark(run: Run, treatment: Document) -> Document:
+    return {**treatment, "units": len(treatment["units"]), "row": run.row.get(treatment["site"])}

@@ -1,0 +1,263 @@
+"""What a run left in its event files, put together again.
+
+A run that was interrupted and resumed has several *sessions*; a later one takes the place of what
+an earlier one had from its first window on, so that no window is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deadwatch.errors import DeadwatchError
+from deadwatch.records import State, Window
+from deadwatch.show.archive import (
+    COUNTS,
+    DETAILED,
+    DETAILS,
+    EVENTS,
+    LAYOUT,
+    MEASURES,
+    SITES,
+    UNCHANGED,
+    UNITS,
+    Payload,
+    tag,
+    unpack,
+)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One payload as an event file holds it."""
+
+    wall_time: float
+    data: bytes
+
+
+Reader = Callable[[str], Iterable[Record]]
+"""All records under a tag."""
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units of one site over the windows of a run.
+
+    Attributes:
+        state: `State` of each unit in each window (C, W).
+        details: By name, what was measured of each unit (C, W); NaN where it was not, or not kept.
+        kept: Whether the details of a window were kept (W,).
+    """
+
+    state: Array
+    details: Mapping[str, Array]
+    kept: Array
+
+
+class Run:
+    """A run, read tag by tag as it is asked for.
+
+    Args:
+        read: Gives the records under a tag.
+
+    Attributes:
+        damaged: How many records could not be read.
+    """
+
+    def __init__(self, read: Reader) -> None:
+        self.damaged = 0
+        self._read = read
+
+    # ── windows and sites ───────────────────────────────────────────────────────────────
+
+    @cached_property
+    def _counted(self) -> list[Payload]:
+        return self._joined(COUNTS)
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The windows there are, in order."""
+        return [Window(p.head["window"], *p.head["steps"]) for p in self._counted]
+
+    @cached_property
+    def position(self) -> dict[int, int]:
+        """Where the window of an index stands among `windows`."""
+        return {window.index: at for at, window in enumerate(self.windows)}
+
+    @cached_property
+    def sites(self) -> list[dict[str, Any]]:
+        """What is known of each site, in the order of the data."""
+        found: dict[str, dict[str, Any]] = {}
+        for payload in self._payloads(LAYOUT):
+            later = {site["name"]: site for site in payload.head["sites"]}
+            found = {**{n: s for n, s in found.items() if n not in later}, **later}
+        return list(found.values())
+
+    @cached_property
+    def row(self) -> dict[str, int]:
+        """Where a site stands among `sites`, by its name."""
+        return {site["name"]: at for at, site in enumerate(self.sites)}
+
+    def _rows(self) -> list[list[int]]:
+        """For each window, where its sites stand among `sites`."""
+        layouts = self._payloads(LAYOUT)
+        keys = [(p.head["session"], p.head["window"]) for p in layouts]
+        rows = [[self.row[site["name"]] for site in p.head["sites"]] for p in layouts]
+        found = []
+        for payload in self._counted:
+            session, window = payload.head["session"], payload.head["window"]
+            at = [i for i, key in enumerate(keys) if key[0] == session and key[1] <= window]
+            found.append(rows[at[-1]] if at else [])
+        return found
+
+    @cached_property
+    def counts(self) -> Array:
+        """How many units are in each `State`: (S, W, states); 0 throughout where a site was not."""
+        table = np.zeros((len(self.sites), len(self.windows), len(State)), np.int64)
+        for at, (rows, payload) in enumerate(zip(self._rows(), self._counted, strict=True)):
+            states = payload.arrays["states"]
+            if len(rows) == len(states):
+                table[rows, at, : states.shape[1]] = states
+        return table
+
+    @cached_property
+    def dead(self) -> Array:
+        """Dead units (S, W)."""
+        return self.counts[..., State.DEAD]
+
+    @cached_property
+    def judged(self) -> Array:
+        """Units with enough evidence for a state (S, W)."""
+        judged: Array = self.counts[..., State.DEAD :].sum(-1)
+        return judged
+
+    @cached_property
+    def measures(self) -> dict[str, Array]:
+        """Averages over the units of each site by name (S, W); NaN where nothing was measured."""
+        table = {name: np.full(self.dead.shape, np.nan) for name in MEASURES}
+        rows = dict(zip((w.index for w in self.windows), self._rows(), strict=True))
+        for payload in self._joined(SITES):
+            window = payload.head["window"]
+            values = payload.arrays["measures"]
+            if window in rows and len(rows[window]) == len(values):
+                for column, name in enumerate(payload.head["columns"]):
+                    if name in table:
+                        table[name][rows[window], self.position[window]] = values[:, column]
+        return table
+
+    # ── what was done ───────────────────────────────────────────────────────────────────
+
+    @cached_property
+    def treatments(self) -> list[dict[str, Any]]:
+        """All treatments, in the order of windows; none twice."""
+        found = {_key(t): t for p in self._events for t in p.head.get("treatments", ())}
+        return sorted(found.values(), key=lambda t: (t["window"], t["step"]))
+
+    @cached_property
+    def notes(self) -> list[dict[str, Any]]:
+        """What there was to tell, and what was refused, window by window."""
+        told: dict[tuple[int, str], dict[str, Any]] = {}
+        for payload in self._events:
+            window = payload.head["window"]
+            lines = list(payload.head.get("notes", ()))
+            lines += [_refused(refusal) for refusal in payload.head.get("refusals", ())]
+            told |= {(window, line): {"window": window, "text": line} for line in lines}
+        return list(told.values())
+
+    @cached_property
+    def outcomes(self) -> list[dict[str, Any]]:
+        """What came of each remedy, as last told."""
+        told = [p.head["outcomes"] for p in self._events if p.head.get("outcomes")]
+        return list(told[-1]) if told else []
+
+    @cached_property
+    def _events(self) -> list[Payload]:
+        return [p for p in self._joined(EVENTS) if p.head["window"] in self.position]
+
+    # ── units ───────────────────────────────────────────────────────────────────────────
+
+    def units(self, site: str) -> Units:
+        """The units of one site; windows in which it was not, or had not run, are unseen."""
+        payloads = {p.head["window"]: p for p in self._joined(f"{UNITS}/{tag(site)}")}
+        count = self.sites[self.row[site]]["units"]
+        shape = count, len(self.windows)
+        state = np.full(shape, State.UNSEEN, np.uint8)
+        details = {name: np.full(shape, np.nan, np.float32) for name in DETAILS}
+        kept = np.zeros(len(self.windows), np.bool_)
+        last: Array | None = None
+        for at, (window, how) in enumerate(zip(self.windows, self._how(site), strict=True)):
+            payload = payloads.get(window.index)
+            if how is None or (how != UNCHANGED and payload is None):
+                last = None
+                continue
+            if payload is not None and len(payload.arrays["state"]) == count:
+                last = payload.arrays["state"]
+                kept[at] = how == DETAILED
+                for name in DETAILS:
+                    if name in payload.arrays:
+                        details[name][:, at] = payload.arrays[name]
+            if last is not None:
+                state[:, at] = last
+        return Units(state, details, kept)
+
+    def _how(self, site: str) -> list[int | None]:
+        """What each window kept of a site's units; None where the site was not."""
+        found: list[int | None] = []
+        for rows, payload in zip(self._rows(), self._counted, strict=True):
+            kept = payload.arrays["kept"]
+            at = rows.index(self.row[site]) if self.row[site] in rows else len(kept)
+            found.append(int(kept[at]) if at < len(kept) else None)
+        return found
+
+    # ── reading ─────────────────────────────────────────────────────────────────────────
+
+    def _payloads(self, name: str) -> list[Payload]:
+        found = []
+        for record in sorted(self._read(name), key=lambda record: record.wall_time):
+            try:
+                payload = unpack(record.data)
+                _require(payload)
+                found.append(payload)
+            except DeadwatchError:  # a file that is being written, or was cut short
+                self.damaged += 1
+        return found
+
+    def _joined(self, name: str) -> list[Payload]:
+        """The payloads under a tag, in the order of windows, without what a resumed run redid."""
+        kept: list[Payload] = []
+        for payload in self._payloads(name):
+            while kept and _redone(kept[-1], payload):
+                kept.pop()
+            kept.append(payload)
+        return kept
+
+
+def _require(payload: Payload) -> None:
+    head = payload.head
+    steps = head.get("steps")
+    whole = [head.get("window"), *(steps if isinstance(steps, list) else [])]
+    if len(whole) != 3 or any(type(n) is not int for n in whole) or "session" not in head:
+        raise DeadwatchError(f"a record of deadwatch's is of no window: {head}")
+
+
+def _redone(before: Payload, after: Payload) -> bool:
+    if before.head["session"] == after.head["session"]:
+        return False
+    return bool(before.head["window"] >= after.head["window"])
+
+
+def _refused(refusal: Mapping[str, Any]) -> str:
+    units = len(refusal["units"])
+    what = f"{refusal['remedy']} refused on {units} units of {refusal['site']}"
+    return f"{what}: {refusal['reason']}"
+
+
+def _key(treatment: Mapping[str, Any]) -> tuple[Any, ...]:
+    return treatment["site"], treatment["window"], treatment["remedy"], *treatment["units"]
