@@ -216,22 +216,18 @@ def describe(report: SiteReport) -> dict[str, Any]:
 
 def events(report: WindowReport) -> dict[str, Any]:
     """What was done in a window and what there is to tell, as plain values."""
-    treatments = [
-        {
-            **_plain(t, "remedy", "site", "window", "step", "quiet", "note"),
-            "units": t.units.tolist(),
-        }
-        for t in report.treatments
-    ]
-    refusals = [_plain(r, "remedy", "site", "window", "reason", "units") for r in report.refusals]
-    outcomes = [{**vars(o), "open": o.open} for o in report.outcomes]
-    told = {"treatments": treatments, "refusals": refusals, "notes": list(report.notes)}
-    return {**told, "outcomes": outcomes}
+    done, refused = ("window", "step", "quiet", "note"), ("window", "reason")
+    return {
+        "treatments": [_plain(treatment, *done) for treatment in report.treatments],
+        "refusals": [_plain(refusal, *refused) for refusal in report.refusals],
+        "notes": list(report.notes),
+        "outcomes": [{**vars(outcome), "open": outcome.open} for outcome in report.outcomes],
+    }
 
 
 def _plain(record: Any, *names: str) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in names}
-    return values | {"units": values["units"].tolist()}
+    common = {"remedy": record.remedy, "site": record.site, "units": record.units.tolist()}
+    return common | {name: getattr(record, name) for name in names}
 
 
 def tag(name: str) -> str:

@@ -151,7 +151,8 @@ def split(length: int, most: int) -> list[tuple[int, int]]:
 def _worst(dead: Array, judged: Array) -> Array:
     """Of some windows, the one with the highest dead ratio, site by site (S,)."""
     ratio = np.where(judged > 0, dead / np.maximum(judged, 1), -1.0)
-    return ratio.shape[1] - 1 - np.argmax(ratio[:, ::-1], 1)  # the last of them
+    found: Array = ratio.shape[1] - 1 - np.argmax(ratio[:, ::-1], 1)  # the last of them
+    return found
 
 
 def _taken(table: Array, at: Array | None) -> Array:

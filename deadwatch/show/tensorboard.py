@@ -14,14 +14,12 @@ What was not measured has no point: missing is never zero.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from deadwatch.errors import ConfigError
-from deadwatch.records import Floats, Outcome, SiteReport, WindowReport
+from deadwatch.records import Outcome, SiteReport, WindowReport
+from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
 from deadwatch.show.console import outcomes_table
 
 MODEL_TAG = "deadwatch/dead_ratio"
@@ -71,16 +69,34 @@ class TensorBoardView:
         self._writer = writer
         self._laid_out = False
         self._outcomes: tuple[Outcome, ...] = ()
+        self._archivist = Archivist()
 
     def __call__(self, report: WindowReport, step: int | None = None) -> None:
         """Write a report at ``step``, by default the window's last step."""
         step = report.window.last_step if step is None else step
-        for tag, value in scalars(report).items():
-            self._writer.add_scalar(tag, value, step)
-        self.texts(report, step)
+        for name, value in scalars(report).items():
+            self._writer.add_scalar(name, value, step)
+        self.window(report, step)
 
-    def texts(self, report: WindowReport, step: int) -> None:
-        """Write only what is not a curve: the charts' layout, treatments and their outcomes."""
+    def window(self, report: WindowReport, step: int) -> None:
+        """Write all of a report that is not a curve."""
+        self._keep(self._archivist.records(report), step)
+        self._texts(report, step)
+
+    def events(self, report: WindowReport, step: int) -> None:
+        """Write only what was done and told after a window that was written before."""
+        self._keep(self._archivist.events(report), step)
+        self._texts(report, step)
+
+    def _keep(self, records: Iterable[tuple[str, bytes]], step: int) -> None:
+        get = getattr(self._writer, "_get_file_writer", None)
+        if get is None:  # what the tab shows needs event files of torch's writer
+            return
+        writer = get()
+        for name, data in records:
+            writer.add_summary(_summary(name, data), step)
+
+    def _texts(self, report: WindowReport, step: int) -> None:
         if not self._laid_out:
             self._writer.add_custom_scalars(LAYOUT)
             self._laid_out = True
@@ -90,6 +106,17 @@ class TensorBoardView:
         if report.outcomes != self._outcomes:
             self._outcomes = report.outcomes
             self._writer.add_text(OUTCOMES_TAG, outcomes_table(report.outcomes), step)
+
+
+def _summary(name: str, data: bytes) -> Any:
+    """A record as TensorBoard's own summary of a tensor, addressed to the plugin."""
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=str(VERSION).encode())
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    tensor = make_tensor_proto(data)
+    return Summary(value=[Summary.Value(tag=name, tensor=tensor, metadata=metadata)])
 
 
 def scalars(report: WindowReport) -> dict[str, float]:
@@ -102,19 +129,9 @@ def scalars(report: WindowReport) -> dict[str, float]:
 
 def _measures(site: SiteReport) -> Iterator[tuple[str, float]]:
     yield "dead_ratio", site.dead_ratio
-    yield "open_fraction", _average(site.open_fraction)
-    yield "mean", _average(site.mean)
-    yield "std", _average(site.std)
-
-
-def _average(values: Floats) -> float:
-    measured = values[np.isfinite(values)]
-    return float(measured.mean()) if len(measured) else math.nan
-
-
-def tag(name: str) -> str:
-    """A site's name with what TensorBoard does not allow in a tag written as its code point."""
-    return re.sub(r"[^-\w.]", lambda match: f"_{ord(match[0]):x}_", name)
+    yield "open_fraction", average(site.open_fraction)
+    yield "mean", average(site.mean)
+    yield "std", average(site.std)
 
 
 def treatments_text(report: WindowReport) -> str:
