@@ -45,10 +45,11 @@ DETAILS = ("open_fraction", "mean", "std", "min", "max")
 DORMANT = 0.025
 """ReDo's threshold on the dormancy score (Sokar et al. 2023)."""
 
-LARGEST = 1 << 28
-"""Bytes that a payload may have when it is unpacked; nothing that is written here comes near."""
+LARGEST = 1 << 26
+"""Bytes that a payload may have when it is unpacked: states of 64 million units."""
 
 _DTYPES = ("<i4", "<i8", "<f2", "<f4", "|u1")
+_SIZED = re.compile(r"[<>|=][biufcSV](\d{1,4})")  # of which the digits are the bytes of an item
 
 Array = npt.NDArray[Any]
 
@@ -77,6 +78,8 @@ def pack(head: Mapping[str, Any], arrays: Mapping[str, Array]) -> bytes:
 def unpack(data: bytes) -> Payload:
     """Read a payload.
 
+    Arrays of a kind that is not known here are left out: a later version may have written them.
+
     Raises:
         DeadwatchError: It is none, or damaged.
     """
@@ -86,22 +89,41 @@ def unpack(data: bytes) -> Payload:
         if opened.unconsumed_tail or not opened.eof:
             raise ValueError("it does not end where it should")
         line, _, rest = raw.partition(b"\n")
-        head = json.loads(line)
-        return Payload(head, dict(_arrays(head.pop("arrays"), rest)))
-    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        head = json.loads(line, parse_constant=_refused)
+        arrays = dict(_arrays(head.pop("arrays"), rest))
+        if type(head["version"]) is not int:
+            raise ValueError(f"its version is {head['version']!r}")
+        return Payload(head, arrays)
+    except _DAMAGE as error:
         raise DeadwatchError(
-            f"this is no record of deadwatch's, or a damaged one: {error}"
+            f"this is no record of deadwatch's, or a damaged one: {error!r}"
         ) from error
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+_DAMAGE = (
+    *(ValueError, KeyError, TypeError, AttributeError, OverflowError, zlib.error),
+    *(RecursionError, MemoryError),  # JSON that is too deep, a shape that is too large
+)
 
 
 def _arrays(shapes: Mapping[str, Any], rest: bytes) -> Iterator[tuple[str, Array]]:
     offset = 0
-    for name, (dtype, shape) in shapes.items():
-        if dtype not in _DTYPES or any(type(n) is not int or n < 0 for n in shape):
-            raise ValueError(f"array {name!r} is {dtype!r} of shape {shape!r}")
-        count = math.prod(shape)
-        yield name, np.frombuffer(rest, np.dtype(dtype), count, offset).reshape(shape)
-        offset += count * np.dtype(dtype).itemsize
+    for name, (dtype, shape, *_) in shapes.items():
+        sized = _SIZED.fullmatch(dtype)
+        if sized is None:
+            return  # where the arrays behind this one begin cannot be known
+        if type(shape) is not list or any(type(n) is not int or n < 0 for n in shape):
+            raise ValueError(f"array {name!r} is of shape {shape!r}")
+        size = math.prod(shape) * int(sized[1])
+        if offset + size > len(rest):
+            raise ValueError(f"array {name!r} is cut short")
+        if dtype in _DTYPES:
+            yield name, np.ndarray(shape, dtype, rest[offset : offset + size] or b"\0" * 8)
+        offset += size
 
 
 class Archivist:
@@ -119,6 +141,7 @@ class Archivist:
         self._states: dict[str, Array] = {}
         self._detailed: dict[str, int] = {}
         self._session = uuid.uuid4().hex
+        self._told: tuple[int, dict[str, list[Any]]] = (-1, {})
 
     def _head(self, report: WindowReport) -> dict[str, Any]:
         window = report.window
@@ -144,13 +167,21 @@ class Archivist:
         for site, how in zip(sites, kept, strict=True):
             if how != UNCHANGED:
                 self._states[site.site.name] = site.state
-                yield f"{UNITS}/{tag(site.site.name)}", pack(head, _units(site, how))
+                of = {**head, "site": site.site.name}  # two names may share a tag
+                yield f"{UNITS}/{tag(site.site.name)}", pack(of, _units(site, how))
 
     def events(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
-        """Tag and payload of what was done and told, if anything was."""
+        """Tag and payload of what was done and told in a window so far, if there is more now."""
+        index, before = self._told
         told = events(report)
-        if any(told.values()):
-            yield EVENTS, pack({**self._head(report), **told}, {})
+        if not any(told.values()):
+            return
+        # A reader may keep one record a step: the last one has to hold what came before.
+        if index == report.window.index:
+            told = {name: _both(before[name], told[name]) for name in told}
+            told["outcomes"] = events(report)["outcomes"] or before["outcomes"]
+        self._told = report.window.index, told
+        yield EVENTS, pack({**self._head(report), **told}, {})
 
     def _kept(self, sites: list[SiteReport]) -> list[int]:
         """What is kept of the units of each site in this window."""
@@ -169,6 +200,10 @@ class Archivist:
     def _changed(self, site: SiteReport) -> bool:
         before = self._states.get(site.site.name)
         return before is None or not np.array_equal(before, site.state)
+
+
+def _both(before: list[Any], after: list[Any]) -> list[Any]:
+    return [*before, *(item for item in after if item not in before)]
 
 
 UNCHANGED, STATES, DETAILED = range(3)
@@ -214,7 +249,7 @@ def describe(report: SiteReport) -> dict[str, Any]:
     }
 
 
-def events(report: WindowReport) -> dict[str, Any]:
+def events(report: WindowReport) -> dict[str, list[Any]]:
     """What was done in a window and what there is to tell, as plain values."""
     done, refused = ("window", "step", "quiet", "note"), ("window", "reason")
     return {

@@ -116,7 +116,7 @@ def units(
         "columns": _columns(run, across),
         "windows": len(run.windows),
         "state": encoded(state, "|u1"),
-        "open": encoded(np.where(np.isnan(share), 255, np.round(share * 250)), "|u1"),
+        "open": encoded(np.where(np.isnan(share), 255, np.round(share.clip(0, 1) * 250)), "|u1"),
         "kept": int(found.kept.sum()),
         "treatments": [t for t in run.treatments if t["site"] == site],
     }
@@ -168,7 +168,7 @@ def _worst_state(state: Array, spans: list[tuple[int, int]], axis: int) -> Array
 
 
 def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
-    there = ~np.isnan(values)
+    there = np.isfinite(values)
     total = _reduced(np.add, np.where(there, values, 0).astype(np.float64), spans, axis)
     count = _reduced(np.add, there.astype(np.int64), spans, axis)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
@@ -197,7 +197,8 @@ def encoded(values: Array, dtype: str) -> Document:
 
 
 def _numbers(values: Array) -> list[float | None]:
-    return [float(value) if math.isfinite(value) else None for value in values]
+    # Seven digits are what a float32 holds.
+    return [float(f"{value:.7g}") if math.isfinite(value) else None for value in values]
 
 
 def _columns(run: Run, spans: list[tuple[int, int]]) -> list[Document]:

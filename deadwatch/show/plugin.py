@@ -136,7 +136,7 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
                 run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
             )
             data = found.get(run, {}).get(tag, ())
-            return [Record(datum.wall_time, bytes(datum.numpy.item())) for datum in data]
+            return [Record.of(datum.wall_time, datum.numpy) for datum in data]
 
         return read
 

@@ -30,6 +30,7 @@ from deadwatch.show.archive import (
     tag,
     unpack,
 )
+from deadwatch.show.intact import intact
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +41,12 @@ class Record:
 
     wall_time: float
     data: bytes
+
+    @classmethod
+    def of(cls, wall_time: float, values: Array) -> Record:
+        """What one event holds; a tensor of anything else than one string holds no payload."""
+        item = values.item() if values.size == 1 else b""
+        return cls(wall_time, item if isinstance(item, bytes) else b"")
 
 
 Reader = Callable[[str], Iterable[Record]]
@@ -74,6 +81,7 @@ class Run:
     def __init__(self, read: Reader) -> None:
         self.damaged = 0
         self._read = read
+        self._latest: tuple[str, Units] | None = None
 
     # ── windows and sites ───────────────────────────────────────────────────────────────
 
@@ -185,7 +193,14 @@ class Run:
 
     def units(self, site: str) -> Units:
         """The units of one site; windows in which it was not, or had not run, are unseen."""
-        payloads = {p.head["window"]: p for p in self._joined(f"{UNITS}/{tag(site)}")}
+        if self._latest is None or self._latest[0] != site:
+            self._latest = None  # before the next one takes memory as well
+            self._latest = site, self._read_units(site)
+        return self._latest[1]
+
+    def _read_units(self, site: str) -> Units:
+        found = self._joined(f"{UNITS}/{tag(site)}")
+        payloads = {p.head["window"]: p for p in found if p.head.get("site", site) == site}
         count = self.sites[self.row[site]]["units"]
         shape = count, len(self.windows)
         state = np.full(shape, State.UNSEEN, np.uint8)
@@ -194,9 +209,10 @@ class Run:
         last: Array | None = None
         for at, (window, how) in enumerate(zip(self.windows, self._how(site), strict=True)):
             payload = payloads.get(window.index)
-            if how is None or (how != UNCHANGED and payload is None):
-                last = None
+            if how is None:
                 continue
+            if how != UNCHANGED and payload is None:
+                last = None  # its states are lost, and so are those of windows that are as it was
             if payload is not None and len(payload.arrays["state"]) == count:
                 last = payload.arrays["state"]
                 kept[at] = how == DETAILED
@@ -222,9 +238,7 @@ class Run:
         found = []
         for record in sorted(self._read(name), key=lambda record: record.wall_time):
             try:
-                payload = unpack(record.data)
-                _require(payload)
-                found.append(payload)
+                found.append(intact(name, unpack(record.data)))
             except DeadwatchError:  # a file that is being written, or was cut short
                 self.damaged += 1
         return found
@@ -237,14 +251,6 @@ class Run:
                 kept.pop()
             kept.append(payload)
         return kept
-
-
-def _require(payload: Payload) -> None:
-    head = payload.head
-    steps = head.get("steps")
-    whole = [head.get("window"), *(steps if isinstance(steps, list) else [])]
-    if len(whole) != 3 or any(type(n) is not int for n in whole) or "session" not in head:
-        raise DeadwatchError(f"a record of deadwatch's is of no window: {head}")
 
 
 def _redone(before: Payload, after: Payload) -> bool:
