@@ -32,7 +32,7 @@ def site(name: str, states: Sequence[int], seed: int = 0, measured: float = 0.8)
         age=np.zeros(count, np.int64),
         open_fraction=share,
         nonfinite=np.zeros(count),
-        sparsity=float(rng.random()),
+        sparsity=float(rng.random()) if count else math.nan,
         **figures,
     )
 

@@ -81,7 +81,7 @@ def _holds(run: Run, name: str, row: int, at: int, report: WindowReport) -> None
     dormancy = there.dormancy[~np.isnan(there.dormancy)]
     share = (dormancy <= DORMANT).mean() if len(dormancy) else np.nan
     assert run.measures["dormant"][row, at] == pytest.approx(share, nan_ok=True)
-    assert run.measures["sparsity"][row, at] == pytest.approx(there.sparsity)
+    assert run.measures["sparsity"][row, at] == pytest.approx(there.sparsity, nan_ok=True)
 
 
 @settings(deadline=None, max_examples=60)

@@ -178,7 +178,7 @@ def _reduced(operation: np.ufunc, values: Array, spans: list[tuple[int, int]], a
     starts = [start for start, _ in spans]
     whole = np.take(values, range(starts[0], spans[-1][1]), axis) if spans else values
     if not spans or not whole.size:
-        return whole
+        return np.take(whole, range(len(spans)), axis)  # one of its axes has no length anyway
     found: Array = operation.reduceat(whole, np.array(starts) - starts[0], axis)
     return found
 

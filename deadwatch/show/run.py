@@ -73,15 +73,17 @@ class Run:
 
     Args:
         read: Gives the records under a tag.
-
-    Attributes:
-        damaged: How many records could not be read.
     """
 
     def __init__(self, read: Reader) -> None:
-        self.damaged = 0
+        self._damaged: dict[str, int] = {}
         self._read = read
         self._latest: tuple[str, Units] | None = None
+
+    @property
+    def damaged(self) -> int:
+        """How many records could not be read, of those that were asked for."""
+        return sum(self._damaged.values())
 
     # ── windows and sites ───────────────────────────────────────────────────────────────
 
@@ -100,10 +102,14 @@ class Run:
         return {window.index: at for at, window in enumerate(self.windows)}
 
     @cached_property
+    def _layouts(self) -> list[Payload]:
+        return self._payloads(LAYOUT)
+
+    @cached_property
     def sites(self) -> list[dict[str, Any]]:
         """What is known of each site, in the order of the data."""
         found: dict[str, dict[str, Any]] = {}
-        for payload in self._payloads(LAYOUT):
+        for payload in self._layouts:
             later = {site["name"]: site for site in payload.head["sites"]}
             found = {**{n: s for n, s in found.items() if n not in later}, **later}
         return list(found.values())
@@ -113,9 +119,10 @@ class Run:
         """Where a site stands among `sites`, by its name."""
         return {site["name"]: at for at, site in enumerate(self.sites)}
 
+    @cached_property
     def _rows(self) -> list[list[int]]:
         """For each window, where its sites stand among `sites`."""
-        layouts = self._payloads(LAYOUT)
+        layouts = self._layouts
         keys = [(p.head["session"], p.head["window"]) for p in layouts]
         rows = [[self.row[site["name"]] for site in p.head["sites"]] for p in layouts]
         found = []
@@ -129,7 +136,7 @@ class Run:
     def counts(self) -> Array:
         """How many units are in each `State`: (S, W, states); 0 throughout where a site was not."""
         table = np.zeros((len(self.sites), len(self.windows), len(State)), np.int64)
-        for at, (rows, payload) in enumerate(zip(self._rows(), self._counted, strict=True)):
+        for at, (rows, payload) in enumerate(zip(self._rows, self._counted, strict=True)):
             states = payload.arrays["states"]
             if len(rows) == len(states):
                 table[rows, at, : states.shape[1]] = states
@@ -150,7 +157,7 @@ class Run:
     def measures(self) -> dict[str, Array]:
         """Averages over the units of each site by name (S, W); NaN where nothing was measured."""
         table = {name: np.full(self.dead.shape, np.nan) for name in MEASURES}
-        rows = dict(zip((w.index for w in self.windows), self._rows(), strict=True))
+        rows = dict(zip((w.index for w in self.windows), self._rows, strict=True))
         for payload in self._joined(SITES):
             window = payload.head["window"]
             values = payload.arrays["measures"]
@@ -200,20 +207,22 @@ class Run:
 
     def _read_units(self, site: str) -> Units:
         found = self._joined(f"{UNITS}/{tag(site)}")
-        payloads = {p.head["window"]: p for p in found if p.head.get("site", site) == site}
+        found = [p for p in found if p.head.get("site", site) == site]
+        payloads = {(p.head["session"], p.head["window"]): p for p in found}
         count = self.sites[self.row[site]]["units"]
         shape = count, len(self.windows)
         state = np.full(shape, State.UNSEEN, np.uint8)
         details = {name: np.full(shape, np.nan, np.float32) for name in DETAILS}
         kept = np.zeros(len(self.windows), np.bool_)
         last: Array | None = None
-        for at, (window, how) in enumerate(zip(self.windows, self._how(site), strict=True)):
-            payload = payloads.get(window.index)
+        for at, (counted, how) in enumerate(zip(self._counted, self._how(site), strict=True)):
             if how is None:
                 continue
-            if how != UNCHANGED and payload is None:
+            payload = payloads.get((counted.head["session"], counted.head["window"]))
+            fits = payload is not None and len(payload.arrays["state"]) == count
+            if how != UNCHANGED and not fits:
                 last = None  # its states are lost, and so are those of windows that are as it was
-            if payload is not None and len(payload.arrays["state"]) == count:
+            if payload is not None and fits:
                 last = payload.arrays["state"]
                 kept[at] = how == DETAILED
                 for name in DETAILS:
@@ -226,7 +235,7 @@ class Run:
     def _how(self, site: str) -> list[int | None]:
         """What each window kept of a site's units; None where the site was not."""
         found: list[int | None] = []
-        for rows, payload in zip(self._rows(), self._counted, strict=True):
+        for rows, payload in zip(self._rows, self._counted, strict=True):
             kept = payload.arrays["kept"]
             at = rows.index(self.row[site]) if self.row[site] in rows else len(kept)
             found.append(int(kept[at]) if at < len(kept) else None)
@@ -236,11 +245,12 @@ class Run:
 
     def _payloads(self, name: str) -> list[Payload]:
         found = []
+        self._damaged[name] = 0
         for record in sorted(self._read(name), key=lambda record: record.wall_time):
             try:
                 found.append(intact(name, unpack(record.data)))
             except DeadwatchError:  # a file that is being written, or was cut short
-                self.damaged += 1
+                self._damaged[name] += 1
         return found
 
     def _joined(self, name: str) -> list[Payload]:
