@@ -96,10 +96,14 @@ def _report(given: Namespace) -> int:
     path.write_text(text, "utf-8")
     windows = sum(len(one.run.windows) for one in found.values())
     size = len(text) / 1e6
-    print(f"{path}: {len(found)} runs, {windows} windows in all, {size:.1f} MB")
+    print(f"{path}: {_counted(len(found), 'run')}, {_counted(windows, 'window')}, {size:.1f} MB")
     for line in (*notes, *left_out(bundled)):
         print(printable(line))
     return 0
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def _write_summary(found: dict[str, Found], path: Path | None) -> None:

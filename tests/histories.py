@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.tensorboard import SummaryWriter
 
-from deadwatch import Gate, Outcome, Refusal, Site, SiteReport, State, Treatment, WindowReport
+from deadwatch import Gate, Outcome, Refusal, Site, SiteReport, State, TensorBoardView, Treatment, WindowReport
 from deadwatch.records import Window
 from deadwatch.show.archive import Archivist
 from deadwatch.show.run import Record, Run
@@ -64,6 +67,17 @@ def outcome(units: int = 3, revived: int = 1, remedy: str = "Recycle") -> Outcom
     return Outcome(remedy, 1, units, revived, 0, 0, 0, 99)
 
 
+def written(folder: Path, reports: Iterable[WindowReport], **given: Any) -> Path:
+    """An event file of one session, as a plain loop would write it; returns its path."""
+    before = set(folder.glob("*"))
+    with SummaryWriter(folder, **given) as writer:
+        view = TensorBoardView(writer)
+        for report in reports:
+            view(report)
+    (path,) = set(folder.glob("*")) - before
+    return path
+
+
 class Log:
     """Keeps records by tag, in the order they come in."""
 
@@ -93,7 +107,5 @@ def equal(found: Any, expected: Any) -> bool:
 
 def decoded(document: Mapping[str, Any]) -> Any:
     """An array of a document."""
-    import base64
-
     data = base64.b64decode(document["data"])
     return np.frombuffer(data, document["dtype"]).reshape(document["shape"])

@@ -19,7 +19,6 @@ from tensorboard.backend.event_processing.io_wrapper import (
     IsTensorFlowEventsFile,
 )
 from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.util.tensor_util import make_ndarray
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.show.archive import COUNTS, PLUGIN
@@ -67,7 +66,7 @@ def _nothing(logdir: Path, folders: int) -> str:
     if not folders:
         return f"{logdir} holds no event files; expected the directory of a TensorBoard run"
     return (
-        f"{logdir} holds {folders} runs, and none of them has records of deadwatch's. They are "
+        f"{logdir} holds {folders} directories of runs, and none has records of deadwatch's. They are "
         "written by deadwatch.TensorBoardView(SummaryWriter(…)), called with each report, and by "
         "deadwatch.DeadWatch() where the Trainer's logger is TensorBoard's"
     )
@@ -105,19 +104,14 @@ def _read_file(path: Path, tags: Tags, ours: set[str]) -> bool:
     return length >= size
 
 
-def _records(data: bytes, ours: set[str]) -> Iterator[tuple[str, Record]]:
-    if PLUGIN.encode() not in data:  # pictures, histograms: not worth a closer look
+def _records(raw: bytes, ours: set[str]) -> Iterator[tuple[str, Record]]:
+    if PLUGIN.encode() not in raw:  # pictures, histograms: not worth a closer look
         return
-    event = Event.FromString(data)
+    event = Event.FromString(raw)
     for value in event.summary.value:
         if value.metadata.plugin_data.plugin_name == PLUGIN:
             ours.add(value.tag)
         if value.tag in ours and value.HasField("tensor"):
-            yield value.tag, Record.of(event.wall_time, _array(value.tensor))
-
-
-def _array(tensor: Any) -> Any:
-    try:
-        return make_ndarray(tensor)
-    except (TypeError, ValueError, OverflowError, MemoryError):  # no string, so no record
-        return make_ndarray(type(tensor)(dtype=7, string_val=[b""]))
+            strings = value.tensor.string_val
+            data = strings[0] if len(strings) == 1 else b""  # which is no record
+            yield value.tag, Record(event.wall_time, data)

@@ -16,10 +16,13 @@ from importlib.resources import files
 from deadwatch.errors import DeadwatchError
 from deadwatch.show.bundle import left_out
 from deadwatch.show.documents import Document
+from deadwatch.show.texts import encodable
 
 _START = """
-const told = JSON.parse(document.getElementById("deadwatch-data").textContent);
-show(document.getElementById("deadwatch"), embedded(told));
+{
+  const documents = JSON.parse(document.getElementById("deadwatch-data").textContent);
+  show(document.getElementById("deadwatch"), embedded(documents));
+}
 """
 
 _STYLE = """
@@ -65,9 +68,9 @@ def page(bundled: Document, title: str, notes: tuple[str, ...] = ()) -> str:
     lines = (*notes, *left_out(bundled))
     return _PAGE.format(
         policy=policy,
-        title=html.escape(_printable(title)),
+        title=html.escape(encodable(title)),
         style=_STYLE,
-        notes="".join(f"<p>{html.escape(_printable(line))}</p>" for line in lines),
+        notes="".join(f"<p>{html.escape(encodable(line))}</p>" for line in lines),
         data=harmless(bundled),
         script=script,
     )
@@ -86,8 +89,3 @@ def harmless(value: object) -> str:
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
-
-
-def _printable(text: str) -> str:
-    """A text without halves of characters, which no file can hold."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -21,6 +21,7 @@ from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, SiteReport, WindowReport
 from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
 from deadwatch.show.console import outcomes_table
+from deadwatch.show.texts import encodable
 
 MODEL_TAG = "deadwatch/dead_ratio"
 TREATMENTS_TAG = "deadwatch/treatments"
@@ -102,10 +103,11 @@ class TensorBoardView:
             self._laid_out = True
         text = treatments_text(report)
         if text:
-            self._writer.add_text(TREATMENTS_TAG, text, step)
+            self._writer.add_text(TREATMENTS_TAG, encodable(text), step)
         if report.outcomes != self._outcomes:
             self._outcomes = report.outcomes
-            self._writer.add_text(OUTCOMES_TAG, outcomes_table(report.outcomes), step)
+            text = outcomes_table(report.outcomes)
+            self._writer.add_text(OUTCOMES_TAG, encodable(text), step)
 
 
 def _summary(name: str, data: bytes) -> Any:

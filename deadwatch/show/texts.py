@@ -1,4 +1,4 @@
-"""Names as text for a terminal: what a name holds is shown, and never acts."""
+"""Names as text for terminals and files: what a name holds is shown, and never acts."""
 
 from __future__ import annotations
 
@@ -19,3 +19,8 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) not in _ACTS:
         return character
     return character.encode("unicode_escape").decode()
+
+
+def encodable(text: str) -> str:
+    """A text with halves of characters, which no file can hold, written as their codes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
