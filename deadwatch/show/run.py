@@ -6,7 +6,7 @@ an earlier one had from its first window on, so that no window is there twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,10 @@ from deadwatch.show.archive import (
 )
 
 Array = npt.NDArray[Any]
+
+
+ABSENT = -1
+"""In a window, a site that its model did not have then."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ class Run:
         """Where a site stands among `sites`, by its name."""
         return {site["name"]: at for at, site in enumerate(self.sites)}
 
+    @cached_property
     def _rows(self) -> list[list[int]]:
         """For each window, where its sites stand among `sites`."""
         layouts = self._payloads(LAYOUT)
@@ -121,7 +126,7 @@ class Run:
     def counts(self) -> Array:
         """How many units are in each `State`: (S, W, states); 0 throughout where a site was not."""
         table = np.zeros((len(self.sites), len(self.windows), len(State)), np.int64)
-        for at, (rows, payload) in enumerate(zip(self._rows(), self._counted, strict=True)):
+        for at, (rows, payload) in enumerate(zip(self._rows, self._counted, strict=True)):
             states = payload.arrays["states"]
             if len(rows) == len(states):
                 table[rows, at, : states.shape[1]] = states
@@ -142,7 +147,7 @@ class Run:
     def measures(self) -> dict[str, Array]:
         """Averages over the units of each site by name (S, W); NaN where nothing was measured."""
         table = {name: np.full(self.dead.shape, np.nan) for name in MEASURES}
-        rows = dict(zip((w.index for w in self.windows), self._rows(), strict=True))
+        rows = dict(zip((w.index for w in self.windows), self._rows, strict=True))
         for payload in self._joined(SITES):
             window = payload.head["window"]
             values = payload.arrays["measures"]
@@ -183,38 +188,46 @@ class Run:
 
     # ── units ───────────────────────────────────────────────────────────────────────────
 
-    def units(self, site: str) -> Units:
-        """The units of one site; windows in which it was not, or had not run, are unseen."""
+    def units(
+        self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)
+    ) -> Units:
+        """The units of one site; windows in which it was not, or had not run, are unseen.
+
+        Args:
+            site: The site's name.
+            names: Of `DETAILS`, what is wanted; all of a wide layer take much memory.
+            among: Which of the units are wanted.
+        """
         payloads = {p.head["window"]: p for p in self._joined(f"{UNITS}/{tag(site)}")}
         count = self.sites[self.row[site]]["units"]
-        shape = count, len(self.windows)
-        state = np.full(shape, State.UNSEEN, np.uint8)
-        details = {name: np.full(shape, np.nan, np.float32) for name in DETAILS}
+        shape = len(self.windows), len(range(count)[among])
+        state = np.full(shape, State.UNSEEN, np.uint8)  # window by window, as it is written
+        details = {name: np.full(shape, np.nan, np.float32) for name in names}
         kept = np.zeros(len(self.windows), np.bool_)
         last: Array | None = None
-        for at, (window, how) in enumerate(zip(self.windows, self._how(site), strict=True)):
+        for at, (window, how) in enumerate(zip(self.windows, self._how[self.row[site]], strict=True)):
             payload = payloads.get(window.index)
-            if how is None or (how != UNCHANGED and payload is None):
+            if how == ABSENT or (how != UNCHANGED and payload is None):
                 last = None
                 continue
             if payload is not None and len(payload.arrays["state"]) == count:
-                last = payload.arrays["state"]
+                last = payload.arrays["state"][among]
                 kept[at] = how == DETAILED
-                for name in DETAILS:
-                    if name in payload.arrays:
-                        details[name][:, at] = payload.arrays[name]
+                for name in details.keys() & payload.arrays.keys():
+                    details[name][at] = payload.arrays[name][among]
             if last is not None:
-                state[:, at] = last
-        return Units(state, details, kept)
+                state[at] = last
+        return Units(state.T, {name: table.T for name, table in details.items()}, kept)
 
-    def _how(self, site: str) -> list[int | None]:
-        """What each window kept of a site's units; None where the site was not."""
-        found: list[int | None] = []
-        for rows, payload in zip(self._rows(), self._counted, strict=True):
+    @cached_property
+    def _how(self) -> Array:
+        """What each window kept of the units of each site (S, W); `ABSENT` where it was not."""
+        table = np.full((len(self.sites), len(self.windows)), ABSENT, np.int16)
+        for at, (rows, payload) in enumerate(zip(self._rows, self._counted, strict=True)):
             kept = payload.arrays["kept"]
-            at = rows.index(self.row[site]) if self.row[site] in rows else len(kept)
-            found.append(int(kept[at]) if at < len(kept) else None)
-        return found
+            if len(rows) == len(kept):
+                table[rows, at] = kept
+        return table
 
     # ── reading ─────────────────────────────────────────────────────────────────────────
 
