@@ -27,6 +27,7 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
 FLAGS += ("--disable-dev-shm-usage", "--disable-background-networking", "--disable-sync")
 FLAGS += ("--disable-component-update", "--force-color-profile=srgb")
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"
+FRAME = "const r = window.frameElement?.getBoundingClientRect(); return r ? [r.x, r.y] : [0, 0]"
 KEYS = {"Enter": "\ue007", "Escape": "\ue00c", "Tab": "\ue004"}
 KEYS |= {"Left": "\ue012", "Up": "\ue013", "Right": "\ue014", "Down": "\ue015"}
 
@@ -126,7 +127,9 @@ class Browser:
         self._act({"type": "key", "id": "keys", "actions": actions})
 
     def point(self, x: float, y: float, *, click: bool = False, drag: float = 0) -> None:
-        """Move the pointer; then click there, or drag downwards."""
+        """Move the pointer within the frame; then click there, or drag downwards."""
+        left, top = self.run(FRAME)  # chromedriver counts from the corner of the whole page
+        x, y = x + left, y + top
         at = {"duration": 0, "origin": "viewport"}
         actions: list[Any] = [{"type": "pointerMove", "x": round(x), "y": round(y), **at}]
         if click or drag:
@@ -141,9 +144,9 @@ class Browser:
         self.command("actions", {"actions": [source]})
 
     def errors(self) -> list[str]:
-        """What the console has complained about since last asked."""
+        """What the console has called an error since last asked."""
         entries = self.command("se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] in ("SEVERE", "WARNING")]
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
         """The addresses that were asked for since last asked."""

@@ -549,11 +549,18 @@ class Picture {
     const every = Math.ceil(14 / this.each);
     context.textAlign = "right";
     context.textBaseline = "middle";
-    context.fillStyle = theme.ink;
-    for (let row = 0; row < this.model.rows.length; row += every) {
+    const write = (row) => {
       const text = shortened(context, this.model.rows[row].label, this.left - 14);
       context.fillText(text, this.left - 10, LANE + (row + 0.5) * this.each + 0.5);
-    }
+    };
+    const { rows, chosen = new Set() } = this.model; // chosen rows always have their label
+    const near = (row) => [...chosen].some((other) => Math.abs(other - row) < every);
+    context.fillStyle = theme.ink;
+    for (let row = 0; row < rows.length; row += every) if (!near(row)) write(row);
+    context.fillStyle = theme.accent;
+    for (const row of chosen) write(row);
+    context.fillStyle = theme.muted;
+    if (this.model.unit) context.fillText(this.model.unit, this.left - 10, 5);
   }
 
   grid(context, x) {
@@ -562,7 +569,7 @@ class Picture {
     if (this.each >= 6)
       for (let row = 1; row < this.model.rows.length; row++)
         context.fillRect(x, LANE + row * this.each - 0.5, this.wide, 1);
-    if (this.wide / (to - from) >= 7)
+    if (this.each >= 6 && this.wide / (to - from) >= 7)
       for (let window = from + 1; window < to; window++)
         context.fillRect(this.at(x, window) - 0.5, LANE, 1, this.tall);
   }
@@ -576,12 +583,13 @@ class Picture {
   marks(context, plot, x) {
     context.strokeStyle = theme.rim === "#000000" ? "#ffffff" : theme.rim;
     context.lineWidth = 1;
-    for (const [row, window] of plot.outlined ?? []) {
+    context.fillStyle = context.strokeStyle;
+    for (const { row, rows, window } of this.groups(plot.outlined)) {
       const [left, y] = [this.at(x, window + 1), LANE + row * this.each];
-      if (this.each >= 5)
-        context.strokeRect(left, y + 0.5, Math.max(1, x + this.wide - left - 0.5), this.each - 1);
-      context.fillStyle = context.strokeStyle;
-      context.fillRect(x - 5, y, 3, Math.max(1, this.each - (this.each >= 5 ? 1 : 0)));
+      const high = Math.max(1, rows * this.each);
+      context.fillRect(x - 5, y, 3, high);
+      if (left < x + this.wide)
+        context.strokeRect(left + 0.5, y + 0.5, x + this.wide - left - 1, Math.max(1, high - 1));
     }
     const lanes = new Set();
     for (const { row, window } of plot.marks) {
@@ -600,6 +608,18 @@ class Picture {
       context.lineTo(middle, 8);
       context.fill();
     }
+  }
+
+  /** Neighbours that were treated together have one outline, unless rows are high enough. */
+  groups(outlined) {
+    const found = [];
+    for (const [row, window] of [...(outlined ?? [])].sort(([a], [b]) => a - b)) {
+      const last = found.at(-1);
+      if (this.each < 12 && last && last.window === window && last.row + last.rows === row)
+        last.rows++;
+      else found.push({ row, rows: 1, window });
+    }
+    return found;
   }
 
   overlay() {
@@ -1597,7 +1617,6 @@ class App {
     await this.guarded(() => this.loadUnits());
     if (this.site !== site) return;
     this.units.model = null;
-    this.units.cursor = { plot: 0, row: 0, column: this.layers.cursor.column };
     this.draw();
     scrollTo(0, 0);
     if (focus) this.units.box.focus();
@@ -1658,14 +1677,16 @@ class App {
     const pin = new Pin(first, this.pinActions);
     this.pins.push(pin);
     this.pinBox.append(pin.root);
+    this.drawUnits();
     await this.loadPin(pin);
+    pin.root.scrollIntoView({ block: "nearest" });
     this.said.textContent = `Unit ${first} is pinned below.`;
     return undefined;
   }
 
   unpin(unit) {
     this.pins = this.pins.filter((pin) => pin.unit !== unit);
-    this.drawPins();
+    this.drawUnits();
     this.said.textContent = `Unit ${unit} is no longer pinned.`;
   }
 
@@ -1763,7 +1784,7 @@ class App {
         lines.push(`The last ${TOLD} of ${count(notes.length)} notes are shown.`);
       const name = runs.length > 1 ? ` in ${run}` : "";
       return [h("details", { "data-run": run, open: open.has(run) },
-        h("summary", {}, `What came of the treatments, and ${plural(notes.length, "note")}${name}`),
+        h("summary", {}, `${summary(outcomes, notes)}${name}`),
         h("ul", {}, ...lines.map((line) => h("li", {}, line))))];
     }));
   }
@@ -1786,10 +1807,15 @@ class App {
     const keys = rows.map(([a, b]) => `${a}-${b}`);
     this.units.set({
       rows: rows.map(([a, b], i) =>
-        ({ key: keys[i], label: b - a > 1 ? `${a}–${b - 1}` : `unit ${a}`, units: [a, b] })),
-      domain: domainOf(docs), highest: 18,
+        ({ key: keys[i], label: b - a > 1 ? `${a}–${b - 1}` : String(a), units: [a, b] })),
+      domain: domainOf(docs), highest: 18, unit: "unit", chosen: this.chosen(rows),
       plots: runs.map((run, i) => unitsPlot(run, docs[i], keys)) });
     this.drawPins();
+  }
+
+  chosen(rows) {
+    const pinned = this.pins.map((pin) => rows.findIndex(([a, b]) => a <= pin.unit && pin.unit < b));
+    return new Set(pinned.filter((row) => row >= 0));
   }
 
   drawPins() {
@@ -1844,6 +1870,12 @@ class App {
 const NOTHING =
   "No run here has records of deadwatch's. Runs that deadwatch writes appear by themselves: see "
   + "DeadWatch for Lightning and TensorBoardView for plain loops.";
+
+function summary(outcomes, notes) {
+  const told = outcomes.length ? "What came of the treatments" : "";
+  if (!notes.length) return told;
+  return told ? `${told}, and ${plural(notes.length, "note")}` : plural(notes.length, "note");
+}
 
 /** Draw everything a source has into an element. */
 export function show(root, source) {
