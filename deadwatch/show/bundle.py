@@ -97,7 +97,7 @@ class _Part:
     def _marked(self, site: str) -> list[int]:
         done = [t["units"] for t in self._run.treatments if t["site"] == site]
         treated = sorted({unit for units in done for unit in units})
-        dead = np.flatnonzero((self._run.units(site).state == State.DEAD).any(1)).tolist()
+        dead = np.flatnonzero((self._run.units(site, ()).state == State.DEAD).any(1)).tolist()
         count = self._run.sites[self._run.row[site]]["units"]
         return [u for u in dict.fromkeys([*treated, *dead]) if u < count]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,18 @@ def _row(run: Run, at: int) -> Document:
     done = [t for t in run.treatments if t["site"] == site["name"]]
     row["treated"] = sum(len(t["units"]) for t in done)
     row["last"] = {**done[-1], "units": len(done[-1]["units"])} if done else None
+    row["result"] = _result(run, site["name"], done[-1]) if done else None
     return row
+
+
+def _result(run: Run, site: str, treatment: Document) -> dict[str, int]:
+    """What became of the units of a treatment, as far as later windows have judged them."""
+    state = run.units(site, ()).state
+    state = state[_units_of(treatment, len(state))]
+    fate = fates(run, state, [treatment | {"units": range(len(state))}])
+    found = [row[row > 0][-1] if row.any() else 0 for row in fate]
+    numbers = np.bincount(np.array(found, np.int64), minlength=4).tolist()
+    return dict(zip(("open", "revived", "still_dead", "relapsed"), numbers, strict=True))
 
 
 def _cell(run: Run, at: int, column: int) -> Document:
@@ -103,8 +115,10 @@ def units(
         rows: Rows of the picture at most.
         columns: Columns of the picture at most.
     """
-    found = run.units(site)
+    found = run.units(site, ("open_fraction",))
     last = len(found.state) if last is None else min(last, len(found.state))
+    done = [t for t in run.treatments if t["site"] == site]
+    fate = fates(run, found.state, done)
     across, down = split(len(run.windows), columns), split(last - first, rows)
     down = [(first + a, first + b) for a, b in down]
     state = _worst_state(_worst_state(found.state, down, 0), across, 1)
@@ -117,26 +131,56 @@ def units(
         "windows": len(run.windows),
         "state": encoded(state, "|u1"),
         "open": encoded(np.where(np.isnan(share), 255, np.round(share.clip(0, 1) * 250)), "|u1"),
+        "fate": encoded(_pooled(fate, down, across), "|u1") if done else None,
         "kept": int(found.kept.sum()),
-        "treatments": [t for t in run.treatments if t["site"] == site],
+        "treatments": done,
     }
 
 
 def unit(run: Run, site: str, index: int) -> Document:
     """One unit over all windows, with all its figures."""
-    found = run.units(site)
+    found = run.units(site, DETAILS, slice(index, index + 1))
+    done = [t for t in run.treatments if t["site"] == site and index in t["units"]]
+    alone = [t | {"units": [0]} for t in done]
     return {
         "site": site,
         "unit": index,
         "columns": _columns(run, split(len(run.windows), len(run.windows))),
-        "state": found.state[index].tolist(),
-        **{name: _numbers(found.details[name][index]) for name in DETAILS},
-        "treatments": [
-            {**t, "units": len(t["units"])}
-            for t in run.treatments
-            if t["site"] == site and index in t["units"]
-        ],
+        "state": found.state[0].tolist(),
+        "fate": fates(run, found.state, alone)[0].tolist(),
+        **{name: _numbers(found.details[name][0]) for name in DETAILS},
+        "treatments": [t | {"units": len(t["units"])} for t in done],
     }
+
+
+# ── what became of treated units ────────────────────────────────────────────────────────
+
+NEVER, REVIVED, TREATED, RELAPSED = range(4)
+"""In a window a unit was not treated before (or is not judged), is alive after a treatment, has not
+come back since, or came back and is closed again."""
+
+
+def fates(run: Run, state: Array, treatments: Sequence[Document]) -> Array:
+    """For states (C, W), what became of the treated ones among the units by each window (C, W)."""
+    fate = np.zeros(state.shape, np.uint8)
+    if not treatments:
+        return fate
+    first = np.full(len(state), np.iinfo(np.int64).max)
+    for treatment in treatments:
+        at = _units_of(treatment, len(state))
+        first[at] = np.minimum(first[at], treatment["window"])
+    units = np.flatnonzero(first < np.iinfo(np.int64).max)
+    after = np.array([window.index for window in run.windows]) > first[units, None]
+    alive = after & (state[units] >= State.RARE)
+    closed = after & np.isin(state[units], (State.DEAD, State.SATURATED))
+    back = np.logical_or.accumulate(alive, 1)
+    fate[units] = np.select([alive, closed & ~back, closed], [REVIVED, TREATED, RELAPSED], NEVER)
+    return fate
+
+
+def _units_of(treatment: Document, count: int) -> Array:
+    units = np.asarray(treatment["units"], np.int64)
+    return units[units < count]
 
 
 # ── making smaller ──────────────────────────────────────────────────────────────────────
@@ -165,6 +209,10 @@ def _worst_state(state: Array, spans: list[tuple[int, int]], axis: int) -> Array
     back = np.argsort(ranks)
     found: Array = back[_reduced(np.maximum, ranks[state], spans, axis)]
     return found
+
+
+def _pooled(values: Array, down: list[tuple[int, int]], across: list[tuple[int, int]]) -> Array:
+    return _reduced(np.maximum, _reduced(np.maximum, values, down, 0), across, 1)
 
 
 def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:

@@ -67,7 +67,8 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
     # ── answers ─────────────────────────────────────────────────────────────────────────
 
     def _names(self, request: Request) -> Any:
-        return {"runs": sorted(self._stamps(request))}
+        stamps = self._stamps(request)
+        return {"runs": sorted(stamps), "stamps": stamps}
 
     def _overview(self, request: Request) -> Any:
         return documents.overview(self._run(request), _number(request, "cells", documents.CELLS, 1))

@@ -6,7 +6,7 @@ an earlier one had from its first window on, so that no window is there twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,6 +33,10 @@ from deadwatch.show.archive import (
 from deadwatch.show.intact import intact
 
 Array = npt.NDArray[Any]
+
+
+ABSENT = -1
+"""In a window, a site that its model did not have then."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,6 @@ class Run:
     def __init__(self, read: Reader) -> None:
         self._damaged: dict[str, int] = {}
         self._read = read
-        self._latest: tuple[str, Units] | None = None
 
     @property
     def damaged(self) -> int:
@@ -198,48 +201,52 @@ class Run:
 
     # ── units ───────────────────────────────────────────────────────────────────────────
 
-    def units(self, site: str) -> Units:
-        """The units of one site; windows in which it was not, or had not run, are unseen."""
-        if self._latest is None or self._latest[0] != site:
-            self._latest = None  # before the next one takes memory as well
-            self._latest = site, self._read_units(site)
-        return self._latest[1]
+    def units(
+        self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)
+    ) -> Units:
+        """The units of one site; windows in which it was not, or had not run, are unseen.
 
-    def _read_units(self, site: str) -> Units:
+        Args:
+            site: The site's name.
+            names: Of `DETAILS`, what is wanted; all of a wide layer take much memory.
+            among: Which of the units are wanted.
+        """
         found = self._joined(f"{UNITS}/{tag(site)}")
         found = [p for p in found if p.head.get("site", site) == site]
         payloads = {(p.head["session"], p.head["window"]): p for p in found}
         count = self.sites[self.row[site]]["units"]
-        shape = count, len(self.windows)
-        state = np.full(shape, State.UNSEEN, np.uint8)
-        details = {name: np.full(shape, np.nan, np.float32) for name in DETAILS}
+        shape = len(self.windows), len(range(count)[among])
+        state = np.full(shape, State.UNSEEN, np.uint8)  # window by window, as it is written
+        details = {name: np.full(shape, np.nan, np.float32) for name in names}
         kept = np.zeros(len(self.windows), np.bool_)
         last: Array | None = None
-        for at, (counted, how) in enumerate(zip(self._counted, self._how(site), strict=True)):
-            if how is None:
+        for at, (counted, how) in enumerate(
+            zip(self._counted, self._how[self.row[site]], strict=True)
+        ):
+            if how == ABSENT:
                 continue
             payload = payloads.get((counted.head["session"], counted.head["window"]))
             fits = payload is not None and len(payload.arrays["state"]) == count
             if how != UNCHANGED and not fits:
                 last = None  # its states are lost, and so are those of windows that are as it was
             if payload is not None and fits:
-                last = payload.arrays["state"]
+                last = payload.arrays["state"][among]
                 kept[at] = how == DETAILED
-                for name in DETAILS:
-                    if name in payload.arrays:
-                        details[name][:, at] = payload.arrays[name]
+                for name in details.keys() & payload.arrays.keys():
+                    details[name][at] = payload.arrays[name][among]
             if last is not None:
-                state[:, at] = last
-        return Units(state, details, kept)
+                state[at] = last
+        return Units(state.T, {name: table.T for name, table in details.items()}, kept)
 
-    def _how(self, site: str) -> list[int | None]:
-        """What each window kept of a site's units; None where the site was not."""
-        found: list[int | None] = []
-        for rows, payload in zip(self._rows, self._counted, strict=True):
+    @cached_property
+    def _how(self) -> Array:
+        """What each window kept of the units of each site (S, W); `ABSENT` where it was not."""
+        table = np.full((len(self.sites), len(self.windows)), ABSENT, np.int16)
+        for at, (rows, payload) in enumerate(zip(self._rows, self._counted, strict=True)):
             kept = payload.arrays["kept"]
-            at = rows.index(self.row[site]) if self.row[site] in rows else len(kept)
-            found.append(int(kept[at]) if at < len(kept) else None)
-        return found
+            if len(rows) == len(kept):
+                table[rows, at] = kept
+        return table
 
     # ── reading ─────────────────────────────────────────────────────────────────────────
 
