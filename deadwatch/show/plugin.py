@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.resources import files
+from logging import getLogger
 from threading import Lock
 from typing import Any
 
@@ -30,6 +31,9 @@ ALL = 1_000_000
 
 KEPT = 8
 """Runs that are kept read; the picture is drawn again and again while a run goes on."""
+
+
+_LOG = getLogger(__name__)
 
 
 class BadRequest(DeadwatchError):
@@ -89,7 +93,9 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
         run = self._run(request)
         site = _site(request, run)
         count = run.sites[run.row[site]]["units"]
-        if "unit" not in request.args or not count:
+        if not count:
+            raise BadRequest(f"site {site!r} has no units: it never ran")
+        if "unit" not in request.args:
             raise BadRequest(f"unit is missing; expected a number from 0 to {count - 1}")
         return documents.unit(run, site, _number(request, "unit", 0, 0, count - 1))
 
@@ -157,8 +163,13 @@ class Loader(TBLoader):  # type: ignore[misc]
 
 def script(environ: dict[str, Any], start_response: Any) -> Any:
     """The front end: one ES module."""
-    text = files("deadwatch.show").joinpath("web/index.js").read_text("utf-8")
-    return Respond(Request(environ), text, "application/javascript")(environ, start_response)
+    try:
+        text, code = files("deadwatch.show").joinpath("web/index.js").read_text("utf-8"), 200
+    except (OSError, ValueError) as error:  # an installation that lacks it, or a damaged one
+        _LOG.exception("deadwatch: the front end cannot be read")
+        text, code = f"// deadwatch is not installed as a whole: {error!r}", 500
+    found = Respond(Request(environ), text, "application/javascript", code=code)
+    return found(environ, start_response)
 
 
 def _answering(answer: Callable[[Request], Any]) -> Application:
@@ -170,6 +181,10 @@ def _answering(answer: Callable[[Request], Any]) -> Application:
             content, code = answer(request), 200
         except BadRequest as error:
             content, code = {"error": str(error)}, 400
+        except Exception as error:  # whatever it is, it costs this answer alone
+            _LOG.exception("deadwatch: %s could not be answered", request.path)
+            told = f"deadwatch could not read this run: {type(error).__name__}: {error}"
+            content, code = {"error": told}, 500
         found = Respond(request, content, "application/json", code=code)
         return found(environ, start_response)
 

@@ -7,6 +7,9 @@ Tags, with one curve per site under each:
 - ``deadwatch/open_fraction/<site>``: share of open gates.
 - ``deadwatch/treatments``: what was treated, refused and undone, as text.
 - ``deadwatch/outcomes``: what came of each remedy so far, as a table.
+- ``deadwatch/layers``: sites × windows, coloured by dead ratio, as a picture; light grey is what
+  was not judged. ``deadwatch/layers_rows``: which row is which site.
+- ``deadwatch/record/…``: all of it for deadwatch's own tab, see `deadwatch.show.archive`.
 
 What was not measured has no point: missing is never zero.
 """
@@ -21,11 +24,13 @@ from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, SiteReport, WindowReport
 from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
 from deadwatch.show.console import outcomes_table
+from deadwatch.show.picture import History
 from deadwatch.show.texts import encodable
 
 MODEL_TAG = "deadwatch/dead_ratio"
 TREATMENTS_TAG = "deadwatch/treatments"
 OUTCOMES_TAG = "deadwatch/outcomes"
+PICTURE_TAG, ROWS_TAG = "deadwatch/layers", "deadwatch/layers_rows"
 
 LAYOUT = {
     "deadwatch": {
@@ -46,6 +51,11 @@ class Writer(Protocol):
 
     def add_text(self, tag: str, text_string: str, global_step: int) -> None:
         """Write one text."""
+
+    def add_image(
+        self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str
+    ) -> None:
+        """Write one picture."""
 
     def add_custom_scalars(self, layout: object) -> None:
         """Write the layout of the custom-scalar charts."""
@@ -71,6 +81,8 @@ class TensorBoardView:
         self._laid_out = False
         self._outcomes: tuple[Outcome, ...] = ()
         self._archivist = Archivist()
+        self._history = History()
+        self._named = 0
 
     def __call__(self, report: WindowReport, step: int | None = None) -> None:
         """Write a report at ``step``, by default the window's last step."""
@@ -83,6 +95,13 @@ class TensorBoardView:
         """Write all of a report that is not a curve."""
         self._keep(self._archivist.records(report), step)
         self._texts(report, step)
+        self._history.add(report)
+        if self._history.due and hasattr(self._writer, "add_image"):
+            picture = self._history.picture()
+            self._writer.add_image(PICTURE_TAG, picture, step, dataformats="HWC")
+        if len(self._history.names) > self._named:
+            self._named = len(self._history.names)
+            self._writer.add_text(ROWS_TAG, encodable(rows_text(self._history.names)), step)
 
     def events(self, report: WindowReport, step: int) -> None:
         """Write only what was done and told after a window that was written before."""
@@ -149,6 +168,11 @@ def treatments_text(report: WindowReport) -> str:
     ]
     lines += [f"- {_code(note)}" for note in report.notes]
     return "\n".join(lines)
+
+
+def rows_text(names: list[str]) -> str:
+    """Which site each row of the picture is, as Markdown."""
+    return "Rows from above: " + ", ".join(f"`{_code(name)}`" for name in names)
 
 
 def _code(name: str) -> str:
