@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,10 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     try:
         code: int = given.run_command(given)
-    except DeadwatchError as error:
-        print(f"deadwatch: {printable(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a file that cannot be read or written
+    except (DeadwatchError, OSError) as error:  # or a file that cannot be read or written
+        if given.traceback and error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
         print(f"deadwatch: {printable(str(error))}", file=sys.stderr)
         return 2
     return code
@@ -53,7 +53,7 @@ def _add_report(parser: ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, help="the file to write (report.html)")
     parser.add_argument("--json", action="store_true", help="a summary for programs instead")
     parser.add_argument("--run", action="append", metavar="NAME", help="only this run; repeatable")
-    parser.set_defaults(run_command=_report)
+    parser.set_defaults(run_command=_report, traceback=False)
 
 
 def _add_scan(parser: ArgumentParser) -> None:
@@ -63,6 +63,7 @@ def _add_scan(parser: ArgumentParser) -> None:
     parser.add_argument("--batches", required=True, metavar="package.module:batches|N", help=_DATA)
     parser.add_argument("--json", action="store_true", help="figures for programs")
     parser.add_argument("--fail-above", type=_share, metavar="RATIO", help=_FAIL)
+    parser.add_argument("--traceback", action="store_true", help="where an error came from")
     parser.set_defaults(run_command=_scan)
 
 
@@ -137,16 +138,27 @@ def _remarks(found: dict[str, Found]) -> list[str]:
 
 
 def _scan(given: Namespace) -> int:
-    from deadwatch.factories import load  # imports what it is asked to, torch among it
+    from deadwatch.factories import (
+        FactoryError,
+        load,
+    )  # imports what it is asked to, torch among it
     from deadwatch.scanning import scan
-    from deadwatch.show.tables import plain, print_table, scanned
+    from deadwatch.show.tables import plain, sites_table, text_of
 
     model, batches = load(given.model, given.batches)
-    report = scan(model, batches)
+    try:
+        report = scan(model, batches)
+    except DeadwatchError:
+        raise
+    except Exception as error:  # of the user's model or data: where it came from helps
+        raise FactoryError(
+            f"running the batches raised {type(error).__name__}: {error}; a batch is given to the "
+            "model as deadwatch.scan does it: a mapping as keyword arguments, of a tuple the first"
+        ) from error
     if given.json:
         print(json.dumps(plain(report), indent=2, allow_nan=False))
     else:
-        print_table(scanned(report))
+        print(text_of(sites_table(report, "Before training")))
         for note in report.notes:
             print(printable(note))
     return 1 if _fails(report, given.fail_above) else 0

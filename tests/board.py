@@ -1,6 +1,6 @@
 """A real TensorBoard with deadwatch's plugin, or as a viewer has it who never installed it.
 
-    python -m tests.board with|without --logdir …
+python -m tests.board with|without --logdir …
 """
 
 from __future__ import annotations

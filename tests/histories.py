@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from deadwatch import Gate, Outcome, Refusal, Site, SiteReport, State, TensorBoardView, Treatment, WindowReport
+from deadwatch import (
+    Gate,
+    Outcome,
+    Refusal,
+    Site,
+    SiteReport,
+    State,
+    TensorBoardView,
+    Treatment,
+    WindowReport,
+)
 from deadwatch.records import Window
 from deadwatch.show.archive import Archivist
 from deadwatch.show.run import Record, Run

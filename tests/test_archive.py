@@ -46,8 +46,8 @@ def holds(run: Run, reports: list[WindowReport], *, detailed: bool) -> None:
     """Whether a run is what the reports of its windows say."""
     assert run.damaged == 0
     assert run.windows == [report.window for report in reports]
-    assert {site["name"] for site in run.sites} == {name for r in reports for name in r}
-    for name in (site["name"] for site in run.sites):
+    assert {known["name"] for known in run.sites} == {name for r in reports for name in r}
+    for name in (known["name"] for known in run.sites):
         found, row = run.units(name), run.row[name]
         for at, report in enumerate(reports):
             _holds(run, name, row, at, report)
@@ -185,8 +185,13 @@ def test_treatments_refusals_notes_and_outcomes_are_read_back() -> None:
     run = Log().write([report]).run()
     (read,) = run.treatments
     assert read == {
-        **{"remedy": "Recycle", "site": "act", "units": [1, 2], "window": 0, "step": STEPS},
-        **{"quiet": True, "note": "γ 0.5"},
+        "remedy": "Recycle",
+        "site": "act",
+        "units": [1, 2],
+        "window": 0,
+        "step": STEPS,
+        "quiet": True,
+        "note": "γ 0.5",
     }
     texts = [note["text"] for note in run.notes]
     assert texts == ["left alone", "Swap refused on 1 units of act: it is shared"]

@@ -268,5 +268,3 @@ def test_an_unknown_column_of_a_later_version_is_left_out() -> None:
     assert np.isnan(run.measures["std"][0, 1])
     assert run.measures["mean"][0, 0] == expected["mean"][0, 0]
     assert run.damaged == 0
-
-

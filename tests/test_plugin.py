@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -171,7 +170,10 @@ def test_importing_the_plugin_imports_neither_torch_nor_lightning() -> None:
 
 
 def test_a_front_end_that_cannot_be_read_costs_the_tab_alone(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert server.ask("/index.js").status_code == 200
     monkeypatch.setattr(plugin, "files", lambda package: tmp_path)
@@ -240,13 +242,13 @@ def eventually(url: str, holds: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More windows than TensorBoard keeps of a tensor by default, and a resumed session."""
     folder = tmp_path_factory.mktemp("long")
     reports = [window(i, site("act", [2, 5, i % 6, 5], seed=i)) for i in range(130)]
     written(folder / "run", reports[:90])
     written(folder / "run", [window(i, site("act", [5, 2, 5, 5])) for i in range(80, 130)])
-    yield folder
+    return folder
 
 
 @pytest.mark.parametrize("load_fast", ["true", "false"])

@@ -20,8 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks.picture import tensorboard, wait_for
 from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
+from deadwatch.show.archive import tag
 from deadwatch.show.console import ConsoleView
-from deadwatch.show.tensorboard import LAYOUT, scalars, tag, treatments_text
+from deadwatch.show.tensorboard import LAYOUT, scalars, treatments_text
 from tests.clinic import Patient
 
 

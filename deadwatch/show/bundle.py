@@ -135,7 +135,8 @@ def _asleep(row: Document) -> float:
     states = row.get("states")
     if not states or not sum(states):
         return 0.0
-    return 1e-3 * (1 - states[State.ALIVE] / sum(states))
+    asleep: float = 1 - states[State.ALIVE] / sum(states)
+    return 1e-3 * asleep
 
 
 def _size(document: object) -> int:

@@ -19,7 +19,7 @@ Picture = npt.NDArray[np.uint8]
 """Height × width × RGB."""
 
 COLUMNS, ROWS = 256, 512
-"""Columns and rows at most; beyond it, several windows or sites share one, which shows the worst."""
+"""Columns and rows at most; beyond, several windows or sites share one, which shows the worst."""
 
 EVERY = 64
 """Up to here each window gets a picture; beyond, one comes whenever there is 1/64 more to see."""

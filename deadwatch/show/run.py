@@ -201,9 +201,7 @@ class Run:
 
     # ── units ───────────────────────────────────────────────────────────────────────────
 
-    def units(
-        self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)
-    ) -> Units:
+    def units(self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)) -> Units:
         """The units of one site; windows in which it was not, or had not run, are unseen.
 
         Args:

@@ -52,9 +52,7 @@ class Writer(Protocol):
     def add_text(self, tag: str, text_string: str, global_step: int) -> None:
         """Write one text."""
 
-    def add_image(
-        self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str
-    ) -> None:
+    def add_image(self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str) -> None:
         """Write one picture."""
 
     def add_custom_scalars(self, layout: object) -> None:
@@ -110,9 +108,9 @@ class TensorBoardView:
 
     def _keep(self, records: Iterable[tuple[str, bytes]], step: int) -> None:
         get = getattr(self._writer, "_get_file_writer", None)
-        if get is None:  # what the tab shows needs event files of torch's writer
+        writer: Any = get() if get is not None else None
+        if not hasattr(writer, "add_summary"):  # the tab needs event files, as torch's writer makes
             return
-        writer = get()
         for name, data in records:
             writer.add_summary(_summary(name, data), step)
 
