@@ -134,7 +134,7 @@ def test_event_files_hold_every_curve_at_the_epoch_step(tmp_path: Path) -> None:
     expected = {"deadwatch/dead_ratio": [report.dead_ratio for report in seen.reports]}
     for site in ("net.1", "net.3"):
         reports = [report[site] for report in seen.reports]
-        expected[f"deadwatch/dead_ratio/{site}"] = [r.dead_ratio for r in reports]
+        expected[f"deadwatch/dead_ratio_of/{site}"] = [r.dead_ratio for r in reports]
         for kind in ("mean", "std", "open_fraction"):
             values = [float(np.mean(getattr(r, kind))) for r in reports]
             expected[f"deadwatch/{kind}/{site}"] = values
@@ -368,7 +368,7 @@ def test_trainer_settings(name: str, tmp_path: Path) -> None:
     assert hooks_on(module) == 0
     if name == "csv-logger":
         (metrics,) = tmp_path.rglob("metrics.csv")
-        assert "deadwatch/dead_ratio/net.3" in metrics.read_text().splitlines()[0]
+        assert "deadwatch/dead_ratio_of/net.3" in metrics.read_text().splitlines()[0]
 
 
 def test_a_swap_survives_a_best_checkpoint_of_the_same_run(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_logger_without_an_experiment(tmp_path: Path) -> None:
 
     logger = Plain()
     fit([DeadWatch(policy="revive", rules=QUICK)], tmp_path, logger=logger)
-    assert "deadwatch/dead_ratio/net.1" in logger.seen
+    assert "deadwatch/dead_ratio_of/net.1" in logger.seen
 
 
 def test_a_window_longer_than_an_epoch_can_be_monitored(tmp_path: Path) -> None:

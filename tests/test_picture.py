@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def test_colours_differ_in_lightness_and_one_dead_unit_from_none() -> None:
         return float(coloured(np.array(ratio)) @ np.array([0.2126, 0.7152, 0.0722]))
 
     found = [lightness(ratio) for ratio in (0, 1 / 16_384, 0.25, 0.5, 1)]
-    assert all(later - before > 15 for before, later in zip(found, found[1:], strict=False))
+    assert all(later - before > 15 for before, later in pairwise(found))
     assert abs(lightness(np.nan) - lightness(0)) > 100
 
 
@@ -109,7 +110,7 @@ def test_event_files_hold_curves_charts_pictures_and_texts(run: Path) -> None:
     events = EventAccumulator(str(run / "run"))
     events.Reload()
     tags = events.Tags()
-    assert {"deadwatch/dead_ratio", "deadwatch/dead_ratio/act"} <= set(tags["scalars"])
+    assert {"deadwatch/dead_ratio", "deadwatch/dead_ratio_of/act"} <= set(tags["scalars"])
     assert tags["images"] == ["deadwatch/layers"]
     texts = {"deadwatch/treatments", "deadwatch/outcomes", "deadwatch/layers_rows"}
     assert {f"{name}/text_summary" for name in texts} <= set(tags["tensors"])
@@ -130,7 +131,7 @@ def test_tensorboard_without_the_plugin_shows_them_on_its_own_dashboards(
         plugins = eventually(f"{url}data/plugins_listing", lambda found: found["images"]["enabled"])
         assert "deadwatch" not in plugins
         tags = eventually(f"{url}data/plugin/scalars/tags", lambda found: "run" in found)
-        assert {"deadwatch/dead_ratio", "deadwatch/dead_ratio/act"} <= set(tags["run"])
+        assert {"deadwatch/dead_ratio", "deadwatch/dead_ratio_of/act"} <= set(tags["run"])
         images = eventually(f"{url}data/plugin/images/tags", lambda found: "run" in found)
         assert list(images["run"]) == ["deadwatch/layers"]
         texts = eventually(f"{url}data/plugin/text/tags", lambda found: "run" in found)

@@ -2,7 +2,7 @@
 
 Tags, with one curve per site under each:
 
-- ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio/<site>``: of a site.
+- ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio_of/<site>``: of a site.
 - ``deadwatch/mean/<site>``, ``deadwatch/std/<site>``: pre-activation, averaged over units.
 - ``deadwatch/open_fraction/<site>``: share of open gates.
 - ``deadwatch/treatments``: what was treated, refused and undone, as text.
@@ -34,7 +34,7 @@ PICTURE_TAG, ROWS_TAG = "deadwatch/layers", "deadwatch/layers_rows"
 
 LAYOUT = {
     "deadwatch": {
-        "dead ratio": ["Multiline", ["deadwatch/dead_ratio(/.*)?$"]],
+        "dead ratio": ["Multiline", ["deadwatch/dead_ratio(_of/.*)?$"]],
         "open fraction": ["Multiline", ["deadwatch/open_fraction/.*"]],
         "pre-activation mean": ["Multiline", ["deadwatch/mean/.*"]],
         "pre-activation std": ["Multiline", ["deadwatch/std/.*"]],
@@ -147,7 +147,8 @@ def scalars(report: WindowReport) -> dict[str, float]:
 
 
 def _measures(site: SiteReport) -> Iterator[tuple[str, float]]:
-    yield "dead_ratio", site.dead_ratio
+    # Not "dead_ratio/…": a store of files cannot hold a file and a directory of one name.
+    yield "dead_ratio_of", site.dead_ratio
     yield "open_fraction", average(site.open_fraction)
     yield "mean", average(site.mean)
     yield "std", average(site.std)
