@@ -114,7 +114,8 @@ def test_the_summary_for_programs(logdir: Path, tmp_path: Path) -> None:
     }
     assert act["states"] == {
         **dict.fromkeys(("unseen", "uncertain", "saturated", "rare"), 0),
-        **{"dead": 4, "alive": 4},
+        "dead": 4,
+        "alive": 4,
     }
     assert [done["units"] for done in run["treatments"]] == [[0]]
     assert (run["damaged"], run["cut"]) == (0, [])

@@ -58,7 +58,10 @@ def overview(run: Run, cells: int = CELLS) -> Document:
 
 
 def table(run: Run) -> Document:
-    """One row for each site: how it is now, how it was at its worst, what was done last."""
+    """One row for each site: how it is now, how it was at its worst, what was done last.
+
+    ``wasted`` are the elements of parameters that make its dead units or read them.
+    """
     return {"rows": [_row(run, at) for at in range(len(run.sites))], "windows": len(run.windows)}
 
 

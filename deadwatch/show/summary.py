@@ -9,7 +9,8 @@
   ``producers``, ``consumers`` (texts, or a sentence on why they are not known); ``now`` and
   ``worst``: ``{"dead", "judged", "window"}`` of the last window with evidence and of the one with
   the highest dead ratio, or null; ``states``: units by state in the window of ``now``;
-  ``open_fraction``, ``mean``, ``std``, ``sparsity``, ``dormant``: as last measured, or null;
+  ``open_fraction``, ``mean``, ``std``, ``sparsity``, ``dormant``, ``wasted`` (elements of
+  parameters that make dead units or read them): as last measured, or null;
   ``treated``: how many units were treated, again and again included; ``last``: the last treatment;
 - ``treatments``, ``outcomes``, ``notes``: all there were, ``units`` being their numbers;
 - ``damaged``: records that could not be read; ``cut``: files that could not be read to their end.
