@@ -188,9 +188,7 @@ class Run:
 
     # ── units ───────────────────────────────────────────────────────────────────────────
 
-    def units(
-        self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)
-    ) -> Units:
+    def units(self, site: str, names: Sequence[str] = DETAILS, among: slice = slice(None)) -> Units:
         """The units of one site; windows in which it was not, or had not run, are unseen.
 
         Args:
@@ -205,7 +203,9 @@ class Run:
         details = {name: np.full(shape, np.nan, np.float32) for name in names}
         kept = np.zeros(len(self.windows), np.bool_)
         last: Array | None = None
-        for at, (window, how) in enumerate(zip(self.windows, self._how[self.row[site]], strict=True)):
+        for at, (window, how) in enumerate(
+            zip(self.windows, self._how[self.row[site]], strict=True)
+        ):
             payload = payloads.get(window.index)
             if how == ABSENT or (how != UNCHANGED and payload is None):
                 last = None

@@ -1301,10 +1301,13 @@ function treatmentWords({ remedy, units, window }) {
   return `${remedy} on ${plural(units, "unit")} after window ${window}`;
 }
 
+const RESULTS = [["revived", "revived"], ["relapsed", "relapsed"], ["still_dead", "still dead"],
+  ["open", "not judged yet"]];
+
 function resultWords(result) {
   if (!result) return "–";
-  const parts = Object.entries(result).filter(([, n]) => n);
-  return parts.map(([word, n]) => `${count(n)} ${word.replace("_", " ")}`).join(", ") || "–";
+  const known = RESULTS.filter(([key]) => result[key]);
+  return known.map(([key, words]) => `${count(result[key])} ${words}`).join(", ") || "–";
 }
 
 const ratioWords = (cell) =>
@@ -1323,7 +1326,7 @@ const COLUMNS = [
   ["Dormant", (row) => row.dormant, (row) => percent(row.dormant)],
   ["Last treatment", (row) => row.last?.window ?? null,
     (row) => (row.last ? treatmentWords(row.last) : "–"), true],
-  ["Its result", (row) => (row.last ? (row.result?.alive ?? 0) / row.last.units : null),
+  ["Its result", (row) => (row.last ? (row.result?.revived ?? 0) / row.last.units : null),
     (row) => resultWords(row.result), true],
   ["Advice", (row) => row.advice || null, (row) => row.advice || "–", true],
 ];
