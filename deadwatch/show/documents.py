@@ -30,6 +30,9 @@ COLUMNS = 1_000
 ROWS = 1_024
 """Columns and rows of a picture of one site's units."""
 
+RESULTS = 20_000
+"""Windows of sites that are read at most to tell what came of treatments: a second or two."""
+
 SEVERITY = (State.ALIVE, State.RARE, State.UNCERTAIN, State.SATURATED, State.DEAD)
 """From what may be hidden behind others in one cell to what never is; unseen shows where all is."""
 
@@ -57,12 +60,29 @@ def overview(run: Run, cells: int = CELLS) -> Document:
     }
 
 
-def table(run: Run) -> Document:
-    """One row for each site: how it is now, how it was at its worst, what was done last."""
-    return {"rows": [_row(run, at) for at in range(len(run.sites))], "windows": len(run.windows)}
+def table(run: Run, results: int = RESULTS) -> Document:
+    """One row for each site: how it is now, how it was at its worst, what was done last.
+
+    What came of the last treatment needs the units of a site, which take time to read: it is worked
+    out for the sites treated last, within ``results`` windows in all, and missing for the others.
+    ``results`` of the document tells how many of how many treated sites have it.
+    """
+    done: dict[str, list[Document]] = {site["name"]: [] for site in run.sites}
+    for treatment in run.treatments:
+        done.setdefault(treatment["site"], []).append(treatment)
+    treated = [site["name"] for site in run.sites if done[site["name"]]]
+    latest = sorted(treated, key=lambda site: -int(done[site][-1]["window"]))
+    known = latest[: results // max(1, len(run.windows))]
+    found = {site: _result(run, site, done[site][-1]) for site in known}
+    rows = [_row(run, at, done[site["name"]]) for at, site in enumerate(run.sites)]
+    return {
+        "rows": [row | {"result": found.get(row["site"])} for row in rows],
+        "windows": len(run.windows),
+        "results": [len(known), len(treated)],
+    }
 
 
-def _row(run: Run, at: int) -> Document:
+def _row(run: Run, at: int, done: list[Document]) -> Document:
     site, counts = run.sites[at], run.counts[at]
     judged = np.flatnonzero(run.judged[at])
     row: Document = {"site": site["name"], "units": site["units"], "now": None, "worst": None}
@@ -75,10 +95,8 @@ def _row(run: Run, at: int) -> Document:
         values = run.measures[name][at]
         measured = values[np.isfinite(values)]
         row[name] = float(measured[-1]) if len(measured) else None
-    done = [t for t in run.treatments if t["site"] == site["name"]]
     row["treated"] = sum(len(t["units"]) for t in done)
     row["last"] = {**done[-1], "units": len(done[-1]["units"])} if done else None
-    row["result"] = _result(run, site["name"], done[-1]) if done else None
     return row
 
 

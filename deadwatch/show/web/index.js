@@ -1352,8 +1352,9 @@ class Table {
   }
 
   /** `rows`: those of all runs, each with its `run` and `order`. */
-  set(rows, several) {
+  set(rows, several, results) {
     [this.rows, this.several] = [rows, several];
+    this.left = results.filter((known) => known && known[0] < known[1]);
     this.draw();
   }
 
@@ -1387,7 +1388,8 @@ class Table {
     this.head.replaceChildren(...this.headings());
     if (focused) this.head.querySelector(`[data-column="${focused}"]`)?.focus();
     this.body.replaceChildren(...shown.map((row) => this.line(row)));
-    this.more.replaceChildren();
+    this.more.replaceChildren(...this.left.map(([known, all]) =>
+      `Results were worked out for the ${count(known)} layers treated last, of ${count(all)}. `));
     if (shown.length < sorted.length)
       this.more.append(`The first ${count(shown.length)} of ${plural(sorted.length, "row")}. `,
         h("button", { onclick: () => { this.all = true; this.draw(); } }, "Show all"));
@@ -1771,7 +1773,7 @@ class App {
     const rows = this.ready().flatMap((run) =>
       (this.docs.get(run).table?.rows ?? []).map((row, order) => ({ ...row, run, order })));
     this.table.set(rows.filter((row) => row.site.toLowerCase().includes(wanted)),
-      this.shown.length > 1);
+      this.shown.length > 1, this.ready().map((run) => this.docs.get(run).table?.results));
   }
 
   drawNotes(runs, docs) {
