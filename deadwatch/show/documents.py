@@ -133,18 +133,21 @@ def units(
         rows: Rows of the picture at most.
         columns: Columns of the picture at most.
     """
-    found = run.units(site, ("open_fraction",))
-    last = len(found.state) if last is None else min(last, len(found.state))
+    count = run.sites[run.row[site]]["units"]
+    last = count if last is None else min(last, count)
+    found = run.units(site, ("open_fraction",), slice(first, last))
     done = [t for t in run.treatments if t["site"] == site]
-    fate = fates(run, found.state, done)
+    fate = fates(run, found.state, [_within(t, first, last) for t in done])
     across, down = split(len(run.windows), columns), split(last - first, rows)
-    down = [(first + a, first + b) for a, b in down]
     state = _worst_state(_worst_state(found.state, down, 0), across, 1)
-    share = _mean_of(_mean_of(found.details["open_fraction"], down, 0), across, 1)
+    share = np.full((len(down), len(run.windows)), np.nan)
+    if found.kept.any():
+        share[:, found.kept] = _mean_of(found.details["open_fraction"][:, found.kept], down, 0)
+    share = _mean_of(share, across, 1)
     return {
         "site": site,
-        "units": len(found.state),
-        "rows": down,
+        "units": count,
+        "rows": [(first + a, first + b) for a, b in down],
         "columns": _columns(run, across),
         "windows": len(run.windows),
         "state": encoded(state, "|u1"),
@@ -201,6 +204,11 @@ def _units_of(treatment: Document, count: int) -> Array:
     return units[units < count]
 
 
+def _within(treatment: Document, first: int, last: int) -> Document:
+    units = _units_of(treatment, last)
+    return treatment | {"units": units[units >= first] - first}
+
+
 # ── making smaller ──────────────────────────────────────────────────────────────────────
 
 
@@ -241,11 +249,9 @@ def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
 
 
 def _reduced(operation: np.ufunc, values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
-    starts = [start for start, _ in spans]
-    whole = np.take(values, range(starts[0], spans[-1][1]), axis) if spans else values
-    if not spans or not whole.size:
-        return whole
-    found: Array = operation.reduceat(whole, np.array(starts) - starts[0], axis)
+    if not spans or not values.size or len(spans) == values.shape[axis]:
+        return values
+    found: Array = operation.reduceat(values, [start for start, _ in spans], axis)
     return found
 
 
