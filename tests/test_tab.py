@@ -146,6 +146,10 @@ def test_the_tab_opens_in_a_running_tensorboard(board: str, window: Browser) -> 
     window.wait("return window.deadwatch?.layers.rows().length")
     assert window.run("return document.documentElement.innerText").count(EVIL) >= 1
     assert window.errors() == []
+    dark = "return getComputedStyle(document.querySelector('.dw')).backgroundColor.includes('31')"
+    assert not window.run(dark)
+    window.run("parent.document.body.classList.add('dark-mode')")  # what TensorBoard's switch does
+    window.wait(dark)
     tabs = window.run("return parent.document.querySelector('tb-webapp, app-header').innerText")
     assert "dead neurons" in tabs.lower()
 

@@ -237,8 +237,9 @@ const STYLE = `
 .dw-status:not(:empty) { color: var(--warn); margin: 0 0 10px; }
 .dw-picture { position: relative; overflow-x: auto; overflow-y: hidden; border-radius: 3px;
   user-select: none; }
-.dw-picture canvas { display: block; }
-.dw-picture canvas + canvas, .dw-pin canvas + canvas { position: absolute; left: 0; top: 0; }
+.dw-picture canvas, .dw-chart canvas { display: block; }
+.dw-stack { position: relative; }
+.dw canvas + canvas { position: absolute; left: 0; top: 0; }
 .dw-captions { display: grid; margin: 2px 0 4px; align-items: end; overflow: hidden; }
 .dw-captions b { font-weight: 600; display: block; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; }
@@ -404,9 +405,9 @@ function axis(context, { x, y, width, domain, columns, first }) {
   if (!first) return;
   context.textAlign = "right";
   context.fillStyle = theme.ink;
-  context.fillText("window", x - 10, y + 7);
+  context.fillText("window", x - 16, y + 7);
   context.fillStyle = theme.muted;
-  context.fillText("last step", x - 10, y + 20);
+  context.fillText("last step", x - 16, y + 20);
 }
 
 // ── a picture ───────────────────────────────────────────────────────────────────────────
@@ -434,8 +435,8 @@ class Picture {
     this.box = h("div",
       { class: "dw-picture", tabindex: "0", role: "application",
         "aria-roledescription": "picture", "aria-label": label },
-      this.base, this.over);
-    this.root = h("div", {}, this.captions, this.box);
+      this.captions, h("div", { class: "dw-stack" }, this.base, this.over));
+    this.root = h("div", {}, this.box);
     this.listen();
     new ResizeObserver(() => this.resized()).observe(this.root);
   }
@@ -445,9 +446,11 @@ class Picture {
   }
 
   set(model) {
+    const pointed = this.hovered && this.pointer;
     this.keepCursor(model);
     this.model = model;
     this.draw();
+    if (pointed) this.hover(this.cellAt(pointed), pointed); // other cells may lie there now
   }
 
   keepCursor(model) {
@@ -470,7 +473,7 @@ class Picture {
     const context = this.base.getContext("2d");
     context.font = FONT;
     const longest = rows.map((row) => row.label).sort((a, b) => b.length - a.length).slice(0, 40);
-    const wanted = Math.max(56, ...longest.map((text) => context.measureText(text).width)) + 14;
+    const wanted = Math.max(58, ...longest.map((text) => context.measureText(text).width)) + 14;
     this.left = Math.ceil(Math.min(wanted, 280, this.width * 0.32));
     const n = plots.length;
     const free = this.width - this.left - RIGHT - GAP * (n - 1);
@@ -529,6 +532,7 @@ class Picture {
     this.layout();
     const context = sized(this.base, this.whole, LANE + this.tall + BELOW);
     this.labels(context);
+    this.crowded = false;
     this.model.plots.forEach((plot, i) => {
       const [x, domain] = [this.x(i), this.model.domain];
       if (this.model.rows.length && plot.columns.length) {
@@ -592,11 +596,13 @@ class Picture {
         context.strokeRect(left + 0.5, y + 0.5, x + this.wide - left - 1, Math.max(1, high - 1));
     }
     const lanes = new Set();
+    const dotted = this.each >= 3 || plot.marks.length <= 200;
+    this.crowded ||= !dotted;
     for (const { row, window } of plot.marks) {
       lanes.add(window);
       const wide = this.at(0, 1) - this.at(0, 0);
       const radius = Math.max(1.75, Math.min(4, this.each / 3.2, wide / 2.4));
-      if (row >= 0 && (this.each >= 3 || plot.marks.length <= 200))
+      if (dotted)
         dot(context, this.at(x, window + 0.5), LANE + (row + 0.5) * this.each, radius);
     }
     context.fillStyle = theme.muted;
@@ -667,7 +673,9 @@ class Picture {
     box.addEventListener("pointerleave", () => this.hover(null));
     box.addEventListener("pointerdown", (event) => {
       const cell = event.button === 0 && this.cellAt(event);
-      if (cell) this.dragged = { y: event.clientY, from: cell.exact, rows: [0, 0], moved: false };
+      if (!cell) return;
+      this.dragged = { y: event.clientY, from: cell.exact, rows: [0, 0], moved: false };
+      box.setPointerCapture(event.pointerId); // also when it is let go outside
     });
     box.addEventListener("pointerup", (event) => this.released(event));
     box.addEventListener("pointercancel", () => (this.dragged = null));
@@ -734,6 +742,7 @@ class Picture {
 
   hover(cell, event) {
     this.hovered = cell;
+    this.pointer = event && { clientX: event.clientX, clientY: event.clientY };
     this.box.style.cursor = cell ? "pointer" : "default";
     this.overlay();
     this.on.tip(cell && this.tell(cell), event && { x: event.clientX, y: event.clientY });
@@ -1463,6 +1472,7 @@ class App {
       this.layersView(), this.unitsView(), this.tooltip, this.said);
     root.append(h("style", {}, STYLE), this.root);
     root.style.margin = "0";
+    document.documentElement.lang ||= "en";
     window.addEventListener("resize", () => this.draw());
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.back());
   }
@@ -1527,7 +1537,8 @@ class App {
   /** Ask for what is new; what is shown stays until that is there. */
   async refresh() {
     await this.guarded(async () => {
-      const { runs, stamps = {} } = await this.source.runs();
+      const told = await this.source.runs();
+      const { runs, stamps = {} } = Array.isArray(told) ? { runs: told } : told;
       this.stamps = stamps;
       if (runs.join("\n") !== this.runs.join("\n") || !this.shown.length) {
         this.runs = runs;
@@ -1763,6 +1774,8 @@ class App {
       plots: runs.map((run, i) => layersPlot(run, docs[i], names)) });
     if (this.layers.each < 1)
       this.matching.textContent += "; a pixel holds several layers and shows the worst";
+    if (this.layers.crowded)
+      this.matching.textContent += "; zoom in to see which layers were treated";
     this.drawTable();
     this.drawNotes(runs, docs);
   }
