@@ -335,7 +335,7 @@ def test_a_window_that_is_written_appears_without_a_reload(
 def test_names_are_text_everywhere(page: Browser) -> None:
     page.run("return deadwatch.app.choose(arguments[0])", [EVIL, "treated"])
     page.wait("return document.querySelectorAll('tbody tr').length >= 4")
-    assert EVIL in page.run("return deadwatch.layers.rows()")
+    assert page.run("return deadwatch.layers.rows()") == [EVIL, "first", "second"]
     row = page.run("return deadwatch.layers.rows().indexOf(arguments[0])", EVIL)
     point(page, "layers", row, 2, EVIL)
     assert tip(page).startswith(EVIL)

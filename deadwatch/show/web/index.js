@@ -237,6 +237,7 @@ const STYLE = `
 .dw-status:not(:empty) { color: var(--warn); margin: 0 0 10px; }
 .dw-picture { position: relative; overflow-x: auto; overflow-y: hidden; border-radius: 3px;
   user-select: none; }
+.dw-picture:focus-visible { outline-width: 1px; } /* its cursor shows where the focus is */
 .dw-picture canvas, .dw-chart canvas { display: block; }
 .dw-stack { position: relative; }
 .dw canvas + canvas { position: absolute; left: 0; top: 0; }
@@ -262,6 +263,7 @@ const STYLE = `
 .dw th button { border: 0; padding: 1px 8px; color: inherit; font-weight: inherit; }
 .dw th[aria-sort] button { color: var(--ink); }
 .dw .left { text-align: left; overflow-wrap: anywhere; }
+.dw td.left { min-width: 130px; }
 .dw td .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
   margin-right: 7px; vertical-align: -1px; border: 1px solid var(--line); }
 .dw td button { border: 0; padding: 0; color: var(--accent); text-align: left; }
@@ -876,9 +878,31 @@ function severity(doc, row) {
   return [now, worst];
 }
 
+/** The names of several lists, each before what it comes before in its own. */
+function merged([first = [], ...others]) {
+  const all = [...first];
+  const known = new Set(all);
+  for (const names of others) {
+    let [fresh, at] = [[], 0];
+    for (const name of names) {
+      if (!known.has(name)) {
+        fresh.push(name);
+        known.add(name);
+        continue;
+      }
+      if (all[at] !== name) at = all.indexOf(name);
+      if (fresh.length) all.splice(at, 0, ...fresh);
+      at += fresh.length + 1;
+      fresh = [];
+    }
+    all.splice(at, 0, ...fresh);
+  }
+  return all;
+}
+
 /** The sites of all runs: in the order of the data, as the network flows, or the worst first. */
 function siteNames(docs, order, filter) {
-  const names = [...new Set(docs.flatMap((doc) => doc.sites.map((site) => site.name)))];
+  const names = merged(docs.map((doc) => doc.sites.map((site) => site.name)));
   const wanted = filter.toLowerCase();
   const found = names.filter((name) => name.toLowerCase().includes(wanted));
   if (order !== "severity") return found;
