@@ -22,7 +22,7 @@ from benchmarks.picture import tensorboard, wait_for
 from deadwatch import BiasWarming, Policy, Recycle, Rules, TensorBoardView, Watch, WindowReport
 from deadwatch.records import State
 from deadwatch.show import documents
-from deadwatch.show.archive import Archivist
+from deadwatch.show.archive import COUNTS, Archivist
 from deadwatch.show.run import Record, Run
 from tests.browser import Browser, browser, driver, needs_chromium
 
@@ -411,6 +411,33 @@ def test_a_server_that_is_gone_is_told_and_the_picture_stays(page: Browser) -> N
     assert len(page.errors()) == 1  # Chromium's own line on the failed request
     page.run("return deadwatch.app.refresh()")
     assert page.run("return document.querySelector('.dw-status').textContent") == ""
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+def test_what_tensorboard_cannot_hand_over_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The one provider that is made up: a real one would have to be asked for 256 MiB."""
+    from tensorboard.plugins.base_plugin import TBContext
+    from werkzeug.test import Client
+
+    from deadwatch.show.plugin import Plugin
+
+    class Provider:
+        def list_tensors(self, *_: Any, **__: Any) -> Any:
+            series = type("Series", (), {"max_step": 1, "max_wall_time": 1.0})
+            return {"run": {COUNTS: series}}
+
+        def read_tensors(self, *_: Any, **__: Any) -> Any:
+            raise ValueError("received message larger than max")
+
+    context = TBContext(data_provider=Provider())
+    overview = Plugin(context).get_plugin_apps()["/overview"]
+    answer = Client(overview).get("/overview?run=run")
+    assert answer.status_code == 500
+    told = f"TensorBoard could not read all of {COUNTS}. Its fast loader hands over at most 256 MiB"
+    assert answer.json["error"].startswith(told)
+    assert "received message larger than max" in caplog.text
 
 
 # ── documents that a page carries along ─────────────────────────────────────────────────

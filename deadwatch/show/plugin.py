@@ -6,6 +6,7 @@ Lightning, and whatever goes wrong here costs the tab, never TensorBoard.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.resources import files
@@ -23,6 +24,8 @@ from deadwatch.show import documents
 from deadwatch.show.archive import COUNTS, EVENTS, PLUGIN
 from deadwatch.show.run import Record, Run
 
+logger = logging.getLogger(__name__)
+
 Application = Callable[[dict[str, Any], Any], Any]
 
 ALL = 1_000_000
@@ -34,6 +37,10 @@ KEPT = 8
 
 class BadRequest(DeadwatchError):
     """A request for something there is not, or that makes no sense."""
+
+
+class Unreadable(DeadwatchError):
+    """TensorBoard did not hand over what it was asked for."""
 
 
 class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
@@ -129,13 +136,15 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
         experiment = plugin_util.experiment_id(request.environ)
 
         def read(tag: str) -> list[Record]:
-            found = self._provider.read_tensors(
-                context,
-                experiment_id=experiment,
-                plugin_name=PLUGIN,
-                downsample=ALL,
-                run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
-            )
+            wanted = RunTagFilter(runs=[run], tags=[tag])
+            about = {"experiment_id": experiment, "plugin_name": PLUGIN, "downsample": ALL}
+            try:
+                found = self._provider.read_tensors(context, run_tag_filter=wanted, **about)
+            except Exception as error:  # each provider has errors of its own
+                raise Unreadable(
+                    f"TensorBoard could not read all of {tag}. Its fast loader hands over at most "
+                    "256 MiB at once: start it with --load_fast=false."
+                ) from error
             data = found.get(run, {}).get(tag, ())
             return [Record(datum.wall_time, bytes(datum.numpy.item())) for datum in data]
 
@@ -170,6 +179,9 @@ def _answering(answer: Callable[[Request], Any]) -> Application:
             content, code = answer(request), 200
         except BadRequest as error:
             content, code = {"error": str(error)}, 400
+        except Unreadable as error:
+            logger.warning("%s", error, exc_info=True)
+            content, code = {"error": str(error)}, 500
         found = Respond(request, content, "application/json", code=code)
         return found(environ, start_response)
 
