@@ -46,7 +46,11 @@ class Browser:
         self, driver: str, size: tuple[int, int] = (1300, 850), dark: bool = False, scale: float = 1
     ) -> None:
         self._driver = driver
-        flags = [*FLAGS, f"--window-size={size[0]},{size[1]}", f"--force-device-scale-factor={scale}"]
+        flags = [
+            *FLAGS,
+            f"--window-size={size[0]},{size[1]}",
+            f"--force-device-scale-factor={scale}",
+        ]
         options = {"args": flags + ["--force-dark-mode"] * dark}
         capabilities = {
             "browserName": "chrome",
@@ -146,7 +150,8 @@ class Browser:
     def errors(self) -> list[str]:
         """What the console has called an error since last asked."""
         entries = self.command("se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+        told = [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+        return [line for line in told if "/favicon.ico " not in line]  # Chromium looks for one
 
     def requests(self) -> list[str]:
         """The addresses that were asked for since last asked."""

@@ -30,6 +30,9 @@ COLUMNS = 1_000
 ROWS = 1_024
 """Columns and rows of a picture of one site's units."""
 
+RESULTS = 20_000
+"""Windows of sites that are read at most to tell what came of treatments: a second or two."""
+
 SEVERITY = (State.ALIVE, State.RARE, State.UNCERTAIN, State.SATURATED, State.DEAD)
 """From what may be hidden behind others in one cell to what never is; unseen shows where all is."""
 
@@ -57,15 +60,31 @@ def overview(run: Run, cells: int = CELLS) -> Document:
     }
 
 
-def table(run: Run) -> Document:
+def table(run: Run, results: int = RESULTS) -> Document:
     """One row for each site: how it is now, how it was at its worst, what was done last.
 
     ``wasted`` are the elements of parameters that make its dead units or read them.
+
+    What came of the last treatment needs the units of a site, which take time to read: it is worked
+    out for the sites treated last, within ``results`` windows in all, and missing for the others.
+    ``results`` of the document tells how many of how many treated sites have it.
     """
-    return {"rows": [_row(run, at) for at in range(len(run.sites))], "windows": len(run.windows)}
+    done: dict[str, list[Document]] = {site["name"]: [] for site in run.sites}
+    for treatment in run.treatments:
+        done.setdefault(treatment["site"], []).append(treatment)
+    treated = [site["name"] for site in run.sites if done[site["name"]]]
+    latest = sorted(treated, key=lambda site: -int(done[site][-1]["window"]))
+    known = latest[: results // max(1, len(run.windows))]
+    found = {site: _result(run, site, done[site][-1]) for site in known}
+    rows = [_row(run, at, done[site["name"]]) for at, site in enumerate(run.sites)]
+    return {
+        "rows": [row | {"result": found.get(row["site"])} for row in rows],
+        "windows": len(run.windows),
+        "results": [len(known), len(treated)],
+    }
 
 
-def _row(run: Run, at: int) -> Document:
+def _row(run: Run, at: int, done: list[Document]) -> Document:
     site, counts = run.sites[at], run.counts[at]
     judged = np.flatnonzero(run.judged[at])
     row: Document = {"site": site["name"], "units": site["units"], "now": None, "worst": None}
@@ -78,10 +97,8 @@ def _row(run: Run, at: int) -> Document:
         values = run.measures[name][at]
         measured = values[np.isfinite(values)]
         row[name] = float(measured[-1]) if len(measured) else None
-    done = [t for t in run.treatments if t["site"] == site["name"]]
     row["treated"] = sum(len(t["units"]) for t in done)
     row["last"] = {**done[-1], "units": len(done[-1]["units"])} if done else None
-    row["result"] = _result(run, site["name"], done[-1]) if done else None
     return row
 
 
@@ -118,18 +135,21 @@ def units(
         rows: Rows of the picture at most.
         columns: Columns of the picture at most.
     """
-    found = run.units(site, ("open_fraction",))
-    last = len(found.state) if last is None else min(last, len(found.state))
+    count = run.sites[run.row[site]]["units"]
+    last = count if last is None else min(last, count)
+    found = run.units(site, ("open_fraction",), slice(first, last))
     done = [t for t in run.treatments if t["site"] == site]
-    fate = fates(run, found.state, done)
+    fate = fates(run, found.state, [_within(t, first, last) for t in done])
     across, down = split(len(run.windows), columns), split(last - first, rows)
-    down = [(first + a, first + b) for a, b in down]
     state = _worst_state(_worst_state(found.state, down, 0), across, 1)
-    share = _mean_of(_mean_of(found.details["open_fraction"], down, 0), across, 1)
+    share = np.full((len(down), len(run.windows)), np.nan)
+    if found.kept.any():
+        share[:, found.kept] = _mean_of(found.details["open_fraction"][:, found.kept], down, 0)
+    share = _mean_of(share, across, 1)
     return {
         "site": site,
-        "units": len(found.state),
-        "rows": down,
+        "units": count,
+        "rows": [(first + a, first + b) for a, b in down],
         "columns": _columns(run, across),
         "windows": len(run.windows),
         "state": encoded(state, "|u1"),
@@ -186,6 +206,11 @@ def _units_of(treatment: Document, count: int) -> Array:
     return units[units < count]
 
 
+def _within(treatment: Document, first: int, last: int) -> Document:
+    units = _units_of(treatment, last)
+    return treatment | {"units": units[units >= first] - first}
+
+
 # ── making smaller ──────────────────────────────────────────────────────────────────────
 
 
@@ -226,11 +251,11 @@ def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
 
 
 def _reduced(operation: np.ufunc, values: Array, spans: list[tuple[int, int]], axis: int) -> Array:
-    starts = [start for start, _ in spans]
-    whole = np.take(values, range(starts[0], spans[-1][1]), axis) if spans else values
-    if not spans or not whole.size:
-        return np.take(whole, range(len(spans)), axis)  # one of its axes has no length anyway
-    found: Array = operation.reduceat(whole, np.array(starts) - starts[0], axis)
+    if len(spans) == values.shape[axis]:
+        return values
+    if not spans or not values.size:  # one of its axes has no length
+        return np.take(values, range(len(spans)), axis)
+    found: Array = operation.reduceat(values, [start for start, _ in spans], axis)
     return found
 
 

@@ -6,10 +6,10 @@ Lightning, and whatever goes wrong here costs the tab, never TensorBoard.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from importlib.resources import files
-from logging import getLogger
 from threading import Lock
 from typing import Any
 
@@ -24,6 +24,8 @@ from deadwatch.show import documents
 from deadwatch.show.archive import COUNTS, EVENTS, PLUGIN
 from deadwatch.show.run import Record, Run
 
+logger = logging.getLogger(__name__)
+
 Application = Callable[[dict[str, Any], Any], Any]
 
 ALL = 1_000_000
@@ -33,11 +35,12 @@ KEPT = 8
 """Runs that are kept read; the picture is drawn again and again while a run goes on."""
 
 
-_LOG = getLogger(__name__)
-
-
 class BadRequest(DeadwatchError):
     """A request for something there is not, or that makes no sense."""
+
+
+class Unreadable(DeadwatchError):
+    """TensorBoard did not hand over what it was asked for."""
 
 
 class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
@@ -135,13 +138,15 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
         experiment = plugin_util.experiment_id(request.environ)
 
         def read(tag: str) -> list[Record]:
-            found = self._provider.read_tensors(
-                context,
-                experiment_id=experiment,
-                plugin_name=PLUGIN,
-                downsample=ALL,
-                run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
-            )
+            wanted = RunTagFilter(runs=[run], tags=[tag])
+            about = {"experiment_id": experiment, "plugin_name": PLUGIN, "downsample": ALL}
+            try:
+                found = self._provider.read_tensors(context, run_tag_filter=wanted, **about)
+            except Exception as error:  # each provider has errors of its own
+                raise Unreadable(
+                    f"TensorBoard could not read all of {tag}. Its fast loader hands over at most "
+                    "256 MiB at once: start it with --load_fast=false."
+                ) from error
             data = found.get(run, {}).get(tag, ())
             return [Record.of(datum.wall_time, datum.numpy) for datum in data]
 
@@ -166,7 +171,7 @@ def script(environ: dict[str, Any], start_response: Any) -> Any:
     try:
         text, code = files("deadwatch.show").joinpath("web/index.js").read_text("utf-8"), 200
     except (OSError, ValueError) as error:  # an installation that lacks it, or a damaged one
-        _LOG.exception("deadwatch: the front end cannot be read")
+        logger.exception("deadwatch: the front end cannot be read")
         text, code = f"// deadwatch is not installed as a whole: {error!r}", 500
     found = Respond(Request(environ), text, "application/javascript", code=code)
     return found(environ, start_response)
@@ -181,8 +186,11 @@ def _answering(answer: Callable[[Request], Any]) -> Application:
             content, code = answer(request), 200
         except BadRequest as error:
             content, code = {"error": str(error)}, 400
+        except Unreadable as error:
+            logger.warning("%s", error, exc_info=True)
+            content, code = {"error": str(error)}, 500
         except Exception as error:  # whatever it is, it costs this answer alone
-            _LOG.exception("deadwatch: %s could not be answered", request.path)
+            logger.exception("deadwatch: %s could not be answered", request.path)
             told = f"deadwatch could not read this run: {type(error).__name__}: {error}"
             content, code = {"error": told}, 500
         found = Respond(request, content, "application/json", code=code)

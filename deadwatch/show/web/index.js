@@ -237,8 +237,10 @@ const STYLE = `
 .dw-status:not(:empty) { color: var(--warn); margin: 0 0 10px; }
 .dw-picture { position: relative; overflow-x: auto; overflow-y: hidden; border-radius: 3px;
   user-select: none; }
-.dw-picture canvas { display: block; }
-.dw-picture canvas + canvas, .dw-pin canvas + canvas { position: absolute; left: 0; top: 0; }
+.dw-picture:focus-visible { outline-width: 1px; } /* its cursor shows where the focus is */
+.dw-picture canvas, .dw-chart canvas { display: block; }
+.dw-stack { position: relative; }
+.dw canvas + canvas { position: absolute; left: 0; top: 0; }
 .dw-captions { display: grid; margin: 2px 0 4px; align-items: end; overflow: hidden; }
 .dw-captions b { font-weight: 600; display: block; overflow: hidden; text-overflow: ellipsis;
   white-space: nowrap; }
@@ -261,6 +263,7 @@ const STYLE = `
 .dw th button { border: 0; padding: 1px 8px; color: inherit; font-weight: inherit; }
 .dw th[aria-sort] button { color: var(--ink); }
 .dw .left { text-align: left; overflow-wrap: anywhere; }
+.dw td.left { min-width: 130px; }
 .dw td .chip { display: inline-block; width: 10px; height: 10px; border-radius: 2px;
   margin-right: 7px; vertical-align: -1px; border: 1px solid var(--line); }
 .dw td button { border: 0; padding: 0; color: var(--accent); text-align: left; }
@@ -404,9 +407,9 @@ function axis(context, { x, y, width, domain, columns, first }) {
   if (!first) return;
   context.textAlign = "right";
   context.fillStyle = theme.ink;
-  context.fillText("window", x - 10, y + 7);
+  context.fillText("window", x - 16, y + 7);
   context.fillStyle = theme.muted;
-  context.fillText("last step", x - 10, y + 20);
+  context.fillText("last step", x - 16, y + 20);
 }
 
 // ── a picture ───────────────────────────────────────────────────────────────────────────
@@ -434,8 +437,8 @@ class Picture {
     this.box = h("div",
       { class: "dw-picture", tabindex: "0", role: "application",
         "aria-roledescription": "picture", "aria-label": label },
-      this.base, this.over);
-    this.root = h("div", {}, this.captions, this.box);
+      this.captions, h("div", { class: "dw-stack" }, this.base, this.over));
+    this.root = h("div", {}, this.box);
     this.listen();
     new ResizeObserver(() => this.resized()).observe(this.root);
   }
@@ -445,9 +448,11 @@ class Picture {
   }
 
   set(model) {
+    const pointed = this.hovered && this.pointer;
     this.keepCursor(model);
     this.model = model;
     this.draw();
+    if (pointed) this.hover(this.cellAt(pointed), pointed); // other cells may lie there now
   }
 
   keepCursor(model) {
@@ -470,7 +475,7 @@ class Picture {
     const context = this.base.getContext("2d");
     context.font = FONT;
     const longest = rows.map((row) => row.label).sort((a, b) => b.length - a.length).slice(0, 40);
-    const wanted = Math.max(56, ...longest.map((text) => context.measureText(text).width)) + 14;
+    const wanted = Math.max(58, ...longest.map((text) => context.measureText(text).width)) + 14;
     this.left = Math.ceil(Math.min(wanted, 280, this.width * 0.32));
     const n = plots.length;
     const free = this.width - this.left - RIGHT - GAP * (n - 1);
@@ -529,6 +534,7 @@ class Picture {
     this.layout();
     const context = sized(this.base, this.whole, LANE + this.tall + BELOW);
     this.labels(context);
+    this.crowded = false;
     this.model.plots.forEach((plot, i) => {
       const [x, domain] = [this.x(i), this.model.domain];
       if (this.model.rows.length && plot.columns.length) {
@@ -592,11 +598,13 @@ class Picture {
         context.strokeRect(left + 0.5, y + 0.5, x + this.wide - left - 1, Math.max(1, high - 1));
     }
     const lanes = new Set();
+    const dotted = this.each >= 3 || plot.marks.length <= 200;
+    this.crowded ||= !dotted;
     for (const { row, window } of plot.marks) {
       lanes.add(window);
       const wide = this.at(0, 1) - this.at(0, 0);
       const radius = Math.max(1.75, Math.min(4, this.each / 3.2, wide / 2.4));
-      if (row >= 0 && (this.each >= 3 || plot.marks.length <= 200))
+      if (dotted)
         dot(context, this.at(x, window + 0.5), LANE + (row + 0.5) * this.each, radius);
     }
     context.fillStyle = theme.muted;
@@ -667,7 +675,9 @@ class Picture {
     box.addEventListener("pointerleave", () => this.hover(null));
     box.addEventListener("pointerdown", (event) => {
       const cell = event.button === 0 && this.cellAt(event);
-      if (cell) this.dragged = { y: event.clientY, from: cell.exact, rows: [0, 0], moved: false };
+      if (!cell) return;
+      this.dragged = { y: event.clientY, from: cell.exact, rows: [0, 0], moved: false };
+      box.setPointerCapture(event.pointerId); // also when it is let go outside
     });
     box.addEventListener("pointerup", (event) => this.released(event));
     box.addEventListener("pointercancel", () => (this.dragged = null));
@@ -734,6 +744,7 @@ class Picture {
 
   hover(cell, event) {
     this.hovered = cell;
+    this.pointer = event && { clientX: event.clientX, clientY: event.clientY };
     this.box.style.cursor = cell ? "pointer" : "default";
     this.overlay();
     this.on.tip(cell && this.tell(cell), event && { x: event.clientX, y: event.clientY });
@@ -867,9 +878,31 @@ function severity(doc, row) {
   return [now, worst];
 }
 
+/** The names of several lists, each before what it comes before in its own. */
+function merged([first = [], ...others]) {
+  const all = [...first];
+  const known = new Set(all);
+  for (const names of others) {
+    let [fresh, at] = [[], 0];
+    for (const name of names) {
+      if (!known.has(name)) {
+        fresh.push(name);
+        known.add(name);
+        continue;
+      }
+      if (all[at] !== name) at = all.indexOf(name);
+      if (fresh.length) all.splice(at, 0, ...fresh);
+      at += fresh.length + 1;
+      fresh = [];
+    }
+    all.splice(at, 0, ...fresh);
+  }
+  return all;
+}
+
 /** The sites of all runs: in the order of the data, as the network flows, or the worst first. */
 function siteNames(docs, order, filter) {
-  const names = [...new Set(docs.flatMap((doc) => doc.sites.map((site) => site.name)))];
+  const names = merged(docs.map((doc) => doc.sites.map((site) => site.name)));
   const wanted = filter.toLowerCase();
   const found = names.filter((name) => name.toLowerCase().includes(wanted));
   if (order !== "severity") return found;
@@ -1301,10 +1334,13 @@ function treatmentWords({ remedy, units, window }) {
   return `${remedy} on ${plural(units, "unit")} after window ${window}`;
 }
 
+const RESULTS = [["revived", "revived"], ["relapsed", "relapsed"], ["still_dead", "still dead"],
+  ["open", "not judged yet"]];
+
 function resultWords(result) {
   if (!result) return "–";
-  const parts = Object.entries(result).filter(([, n]) => n);
-  return parts.map(([word, n]) => `${count(n)} ${word.replace("_", " ")}`).join(", ") || "–";
+  const known = RESULTS.filter(([key]) => result[key]);
+  return known.map(([key, words]) => `${count(result[key])} ${words}`).join(", ") || "–";
 }
 
 const ratioWords = (cell) =>
@@ -1323,7 +1359,7 @@ const COLUMNS = [
   ["Dormant", (row) => row.dormant, (row) => percent(row.dormant)],
   ["Last treatment", (row) => row.last?.window ?? null,
     (row) => (row.last ? treatmentWords(row.last) : "–"), true],
-  ["Its result", (row) => (row.last ? (row.result?.alive ?? 0) / row.last.units : null),
+  ["Its result", (row) => (row.last ? (row.result?.revived ?? 0) / row.last.units : null),
     (row) => resultWords(row.result), true],
   ["Advice", (row) => row.advice || null, (row) => row.advice || "–", true],
 ];
@@ -1349,8 +1385,9 @@ class Table {
   }
 
   /** `rows`: those of all runs, each with its `run` and `order`. */
-  set(rows, several) {
+  set(rows, several, results) {
     [this.rows, this.several] = [rows, several];
+    this.left = results.filter((known) => known && known[0] < known[1]);
     this.draw();
   }
 
@@ -1384,7 +1421,8 @@ class Table {
     this.head.replaceChildren(...this.headings());
     if (focused) this.head.querySelector(`[data-column="${focused}"]`)?.focus();
     this.body.replaceChildren(...shown.map((row) => this.line(row)));
-    this.more.replaceChildren();
+    this.more.replaceChildren(...this.left.map(([known, all]) =>
+      `Results were worked out for the ${count(known)} layers treated last, of ${count(all)}. `));
     if (shown.length < sorted.length)
       this.more.append(`The first ${count(shown.length)} of ${plural(sorted.length, "row")}. `,
         h("button", { onclick: () => { this.all = true; this.draw(); } }, "Show all"));
@@ -1458,6 +1496,7 @@ class App {
       this.layersView(), this.unitsView(), this.tooltip, this.said);
     root.append(h("style", {}, STYLE), this.root);
     root.style.margin = "0";
+    document.documentElement.lang ||= "en";
     window.addEventListener("resize", () => this.draw());
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.back());
   }
@@ -1522,7 +1561,8 @@ class App {
   /** Ask for what is new; what is shown stays until that is there. */
   async refresh() {
     await this.guarded(async () => {
-      const { runs, stamps = {} } = await this.source.runs();
+      const told = await this.source.runs();
+      const { runs, stamps = {} } = Array.isArray(told) ? { runs: told } : told;
       this.stamps = stamps;
       if (runs.join("\n") !== this.runs.join("\n") || !this.shown.length) {
         this.runs = runs;
@@ -1758,6 +1798,8 @@ class App {
       plots: runs.map((run, i) => layersPlot(run, docs[i], names)) });
     if (this.layers.each < 1)
       this.matching.textContent += "; a pixel holds several layers and shows the worst";
+    if (this.layers.crowded)
+      this.matching.textContent += "; zoom in to see which layers were treated";
     this.drawTable();
     this.drawNotes(runs, docs);
   }
@@ -1768,7 +1810,7 @@ class App {
     const rows = this.ready().flatMap((run) =>
       (this.docs.get(run).table?.rows ?? []).map((row, order) => ({ ...row, run, order })));
     this.table.set(rows.filter((row) => row.site.toLowerCase().includes(wanted)),
-      this.shown.length > 1);
+      this.shown.length > 1, this.ready().map((run) => this.docs.get(run).table?.results));
   }
 
   drawNotes(runs, docs) {
