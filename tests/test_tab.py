@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import math
 import urllib.parse
 import warnings
@@ -435,8 +436,8 @@ def test_what_tensorboard_cannot_hand_over_is_told(
     overview = Plugin(context).get_plugin_apps()["/overview"]
     answer = Client(overview).get("/overview?run=run")
     assert answer.status_code == 500
-    told = f"TensorBoard could not read all of {COUNTS}. Its fast loader hands over at most 256 MiB"
-    assert answer.json["error"].startswith(told)
+    told = r"TensorBoard could not read all of deadwatch/record/\w+\. Its fast loader hands over"
+    assert re.match(told, answer.json["error"])
     assert "received message larger than max" in caplog.text
 
 
