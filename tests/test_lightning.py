@@ -456,8 +456,9 @@ def test_a_ratio_without_evidence_is_not_logged(tmp_path: Path) -> None:
 
 
 def test_one_line_a_window_when_something_died_or_was_treated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deadwatch.show.tables.find_spec", lambda name: None)  # no rich
     watch = DeadWatch(policy=Policy(Recycle(), cooldown=9), rules=QUICK, include="net.1")
     fit([watch], tmp_path, max_epochs=5)
     printed = capsys.readouterr().out
