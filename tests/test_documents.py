@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,13 @@ def test_every_document_is_json_for_runs_of_any_size(windows: int, units: int) -
         if "rows" in document:
             shape = [len(document["rows"]), len(document["columns"])]
             assert document["state"]["shape"] == document["open"]["shape"] == shape
+
+
+def test_a_table_advises_on_dead_units_by_whether_they_do_harm() -> None:
+    sites = [site("bad", [2, 5]), site("few", [2, 5]), site("none", [5, 5]), site("blind", [1, 1])]
+    sites[0] = replace(sites[0], harmful=True)
+    rows = documents.table(Log().write([window(0, *sites)]).run())["rows"]
+    told = [row.get("advice") for row in rows]
+    assert told[0].startswith("Treat them")
+    assert told[1].startswith("Leave them")
+    assert told[2:] == [None, None]

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
 import re
 import shutil
 import struct
 import subprocess
 import sys
+import tomllib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
 
+from deadwatch import DeadwatchError
 from deadwatch.cli import main
 from deadwatch.show.bundle import bundle, left_out
 from deadwatch.show.events import runs
 from deadwatch.show.page import harmless
+from deadwatch.show.summary import summary
 from tests.histories import HOSTILE, Log, history, outcome, site, treatment, window, written
 
 NAMES = [HOSTILE, "</script><script>window.hacked=1</script>", "<!--", "a&amp;b\u2028\u2029", "é"]
@@ -325,3 +332,37 @@ def test_what_matters_most_comes_first_and_what_is_left_out_is_named() -> None:
     least = bundle({"r": run}, budget=0)
     assert least["units"]["r"] == least["unit"]["r"] == {}
     assert len(least["table"]["r"]["rows"]) == len(least["overview"]["r"]["sites"]) == 11
+
+
+# ── files from anywhere ─────────────────────────────────────────────────────────────────
+
+KEPT = Path(__file__).parent / "data" / "version1"
+
+
+ANYWHERE = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@ANYWHERE
+@given(draws=st.data())
+def test_no_damage_of_an_event_file_raises_but_in_a_sentence(
+    draws: st.DataObject, tmp_path: Path
+) -> None:
+    for path in KEPT.glob("events*"):
+        raw = bytearray(path.read_bytes())
+        for _ in range(draws.draw(st.integers(0, 3))):
+            raw[draws.draw(st.integers(0, len(raw) - 1))] = draws.draw(st.integers(0, 255))
+        end = draws.draw(st.integers(0, len(raw)) | st.none())
+        (tmp_path / path.name).write_bytes(bytes(raw[:end]))
+    found = {}
+    with suppress(DeadwatchError):  # nothing is left of it
+        found = runs(tmp_path)
+    bundle({name: one.run for name, one in found.items()})
+    json.dumps(summary(found), allow_nan=False)
+
+
+def test_the_command_is_installed_with_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    home, _, name = project["project"]["scripts"]["deadwatch"].partition(":")
+    assert getattr(importlib.import_module(home), name) is main

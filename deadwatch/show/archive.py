@@ -159,6 +159,7 @@ class Archivist:
         rows = np.array([_counts(site) for site in sites], "<i4").reshape(-1, len(State))
         samples = np.array([site.samples for site in sites], "<i8")
         arrays = {"states": rows, "samples": samples, "kept": np.array(kept, "|u1")}
+        arrays["harmful"] = np.array([site.harmful for site in sites], "|u1")
         yield COUNTS, pack(head, arrays)
         averages = np.array([_measures(site) for site in sites], "<f4")
         arrays = {"measures": averages.reshape(-1, len(MEASURES))}

@@ -63,7 +63,8 @@ def overview(run: Run, cells: int = CELLS) -> Document:
 def table(run: Run, results: int = RESULTS) -> Document:
     """One row for each site: how it is now, how it was at its worst, what was done last.
 
-    ``wasted`` are the elements of parameters that make its dead units or read them.
+    ``advice`` says what to do about its dead units, if there are any and their harm was judged;
+    ``wasted`` are the elements of parameters that make them or read them.
 
     What came of the last treatment needs the units of a site, which take time to read: it is worked
     out for the sites treated last, within ``results`` windows in all, and missing for the others.
@@ -93,6 +94,7 @@ def _row(run: Run, at: int, done: list[Document]) -> Document:
         row["now"] = _cell(run, at, int(judged[-1]))
         row["worst"] = _cell(run, at, int(judged[np.argmax(ratios)]))
         row["states"] = counts[judged[-1]].tolist()
+        row["advice"] = _advice(run, at, int(judged[-1]))
     for name in MEASURES:
         values = run.measures[name][at]
         measured = values[np.isfinite(values)]
@@ -110,6 +112,15 @@ def _result(run: Run, site: str, treatment: Document) -> dict[str, int]:
     found = [row[row > 0][-1] if row.any() else 0 for row in fate]
     numbers = np.bincount(np.array(found, np.int64), minlength=4).tolist()
     return dict(zip(("open", "revived", "still_dead", "relapsed"), numbers, strict=True))
+
+
+def _advice(run: Run, at: int, column: int) -> str | None:
+    """What to do about the dead units of a site, as `deadwatch.Rules` has found it out."""
+    if not run.dead[at, column] or run.harmful[at, column] < 0:
+        return None
+    if run.harmful[at, column]:
+        return "Treat them: so many dead units do harm in a layer of this width."
+    return "Leave them: so few dead units were harmless where it was measured."
 
 
 def _cell(run: Run, at: int, column: int) -> Document:

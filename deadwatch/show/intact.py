@@ -53,10 +53,14 @@ def _counts(payload: Payload) -> Payload:
     _expect(len(states) == len(kept), "its arrays are of different lengths")
     whole = states.dtype.kind == "i" and not ((states < 0) | (states > MOST)).any()
     _expect(whole and kept.dtype.kind == "u", "counts are no whole numbers")
+    harmful = payload.arrays.get("harmful")
+    arrays = dict(payload.arrays)
+    if harmful is not None and (harmful.shape != kept.shape or harmful.dtype.kind != "u"):
+        del arrays["harmful"]
     known = states[:, : len(State)].astype(np.int64)
     known = np.pad(known, ((0, 0), (0, len(State) - known.shape[1])))
     known[:, State.UNCERTAIN] += states[:, len(State) :].sum(1, dtype=np.int64)
-    return Payload(payload.head, {**payload.arrays, "states": known})
+    return Payload(payload.head, {**arrays, "states": known})
 
 
 def _sites(payload: Payload) -> Payload:

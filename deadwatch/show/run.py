@@ -146,6 +146,16 @@ class Run:
         return table
 
     @cached_property
+    def harmful(self) -> Array:
+        """Whether dead units do harm (S, W): 1, 0, or -1 where that was not recorded."""
+        table = np.full((len(self.sites), len(self.windows)), -1, np.int16)
+        for at, (rows, payload) in enumerate(zip(self._rows, self._counted, strict=True)):
+            found = payload.arrays.get("harmful")
+            if found is not None and len(found) == len(rows):
+                table[rows, at] = found
+        return table
+
+    @cached_property
     def dead(self) -> Array:
         """Dead units (S, W)."""
         return self.counts[..., State.DEAD]

@@ -11,7 +11,8 @@
   the highest dead ratio, or null; ``states``: units by state in the window of ``now``;
   ``open_fraction``, ``mean``, ``std``, ``sparsity``, ``dormant``, ``wasted`` (elements of
   parameters that make dead units or read them): as last measured, or null;
-  ``treated``: how many units were treated, again and again included; ``last``: the last treatment;
+  ``advice``: a sentence on its dead units, or null; ``treated``: how many units were treated,
+  again and again included; ``last``: the last treatment, and its ``result`` if it was worked out;
 - ``treatments``, ``outcomes``, ``notes``: all there were, ``units`` being their numbers;
 - ``damaged``: records that could not be read; ``cut``: files that could not be read to their end.
 
@@ -63,4 +64,4 @@ def _site(run: Run, row: Document) -> Document:
     states = row.get("states")
     named = {state.name.lower(): states[state] for state in State} if states else None
     about = {name: known.get(name) for name in ("activation", "producers", "consumers")}
-    return {**row, **about, "states": named}
+    return {**row, **about, "states": named, "advice": row.get("advice")}
