@@ -22,7 +22,7 @@ from benchmarks.picture import tensorboard, wait_for
 from deadwatch import BiasWarming, Policy, Recycle, Rules, TensorBoardView, Watch, WindowReport
 from deadwatch.records import State
 from deadwatch.show import documents
-from deadwatch.show.archive import COUNTS, Archivist
+from deadwatch.show.archive import COUNTS, LAYOUT, Archivist
 from deadwatch.show.run import Record, Run
 from tests.browser import Browser, browser, driver, needs_chromium
 
@@ -435,7 +435,7 @@ def test_what_tensorboard_cannot_hand_over_is_told(
     overview = Plugin(context).get_plugin_apps()["/overview"]
     answer = Client(overview).get("/overview?run=run")
     assert answer.status_code == 500
-    told = f"TensorBoard could not read all of {COUNTS}. Its fast loader hands over at most 256 MiB"
+    told = f"TensorBoard could not read all of {LAYOUT}. Its fast loader hands over at most 256 MiB"
     assert answer.json["error"].startswith(told)
     assert "received message larger than max" in caplog.text
 
