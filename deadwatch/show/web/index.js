@@ -594,7 +594,7 @@ class Picture {
       const [left, y] = [this.at(x, window + 1), LANE + row * this.each];
       const high = Math.max(1, rows * this.each);
       context.fillRect(x - 5, y, 3, high);
-      if (left < x + this.wide)
+      if (this.each >= 4 && left < x + this.wide) // on thinner rows it would hide them
         context.strokeRect(left + 0.5, y + 0.5, x + this.wide - left - 1, Math.max(1, high - 1));
     }
     const lanes = new Set();
@@ -1068,6 +1068,9 @@ function stretches(doc) {
   return found;
 }
 
+const CURVES = "pre-activation: line mean, band ± std, thin lines min and max; gaps were not "
+  + "measured or not kept";
+
 class Pin {
   constructor(unit, on) {
     this.unit = unit;
@@ -1092,10 +1095,9 @@ class Pin {
   /** `docs`: one a run, null where the run has no such unit; drawn below the picture's plots. */
   set(docs, picture, problems) {
     [this.docs, this.picture] = [docs, picture];
-    this.told.textContent = problems.length
-      ? problems.join(" ")
-      : "pre-activation: line mean, band ± std, thin lines min and max; gaps were not measured "
-        + "or not kept";
+    this.known = docs.some((doc) => doc?.mean.some((value) => value !== null));
+    const words = this.known ? CURVES : "its state; no figures of it were measured and kept";
+    this.told.textContent = problems.length ? problems.join(" ") : words;
     this.box.setAttribute("aria-label",
       `Unit ${this.unit}: pre-activation over time. Left and right arrows read the windows.`);
     this.draw();
@@ -1136,7 +1138,7 @@ class Pin {
       context.moveTo(x, y);
       context.lineTo(x + this.picture.wide, y);
       context.stroke();
-      if (!first) continue;
+      if (!first || !this.known) continue;
       context.fillStyle = theme.muted;
       context.textAlign = "right";
       context.textBaseline = "middle";
@@ -1168,9 +1170,9 @@ class Pin {
     doc.columns.forEach(({ windows: [a, b] }, k) => {
       const colour = statePixel(doc.state[k], this.share(doc, k), doc.fate?.[k] ?? NEVER);
       if (colour === HATCHED) return;
-      const left = this.picture.at(x, a);
+      const left = Math.floor(this.picture.at(x, a));
       context.fillStyle = `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
-      context.fillRect(left, y, this.picture.at(x, b + 1) - left + 0.3, STRIP);
+      context.fillRect(left, y, Math.ceil(this.picture.at(x, b + 1)) - left, STRIP);
     });
     for (const { window } of doc.treatments) this.treated(context, this.picture.at(x, window + 1));
   }
