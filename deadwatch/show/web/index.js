@@ -569,7 +569,7 @@ class Picture {
     context.fillStyle = theme.accent;
     for (const row of chosen) write(row);
     context.fillStyle = theme.muted;
-    if (this.model.unit) context.fillText(this.model.unit, this.left - 10, 4);
+    if (this.model.unit) context.fillText(this.model.unit, this.left - 10, 6);
   }
 
   grid(context, x) {
