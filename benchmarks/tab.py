@@ -11,7 +11,6 @@ Needs Debian's `chromium` and `chromium-driver`.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import tempfile
 import time
@@ -19,7 +18,6 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
@@ -89,59 +87,58 @@ def write(folder: Path, sites: dict[str, int], windows: int) -> None:
     writer.close()
 
 
-def bytes_of(url: str, route: str, **query: str | int) -> dict[str, float]:
-    """How large an answer is on the wire, and how long it takes."""
+def fetched(url: str, route: str, **query: str | int) -> str:
+    """How long an answer takes, and how large it is on the wire."""
     address = f"{url}data/plugin/deadwatch/{route}?{urllib.parse.urlencode(query)}"
     request = urllib.request.Request(address, headers={"Accept-Encoding": "gzip"})
     start = time.perf_counter()
     with urllib.request.urlopen(request, timeout=300) as answer:
         size = len(answer.read())
-    return {"seconds": round(time.perf_counter() - start, 2), "MB": round(size / 1e6, 2)}
+    return f"{time.perf_counter() - start:.2f} s, {size / 1e3:.0f} kB"
 
 
-def first_picture(page: Browser, url: str) -> float:
-    """Seconds from opening the frame until its first picture was painted."""
+def first_picture(page: Browser, url: str) -> str:
+    """From opening the frame until its first picture was painted."""
     page.open(f"{url}data/plugin_entry.html?name=deadwatch")
     script = "return performance.getEntriesByName('deadwatch:picture')[0]?.startTime"
-    return round(float(page.wait(script, seconds=120)) / 1e3, 2)
+    return f"{page.wait(script, seconds=120) / 1e3:.2f} s"
 
 
-def units_picture(page: Browser, site: str) -> float:
-    """Seconds from opening a layer until its units are painted."""
+def units_picture(page: Browser, site: str) -> str:
+    """From opening a layer until its units are painted."""
     script = """
         const start = performance.now();
         await deadwatch.app.open(arguments[0]);
         await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-        return (performance.now() - start) / 1000"""
-    return round(float(page.run(script, site)), 2)
+        return performance.now() - start"""
+    return f"{page.run(script, site) / 1e3:.2f} s"
 
 
-def frame(page: Browser) -> float:
-    """Seconds that drawing everything anew takes: what a change of the window's size costs."""
+def drawing(page: Browser) -> str:
+    """Drawing everything anew: what a change of the window's size costs."""
     script = (
-        "const s = performance.now(); deadwatch.app.draw(); return (performance.now() - s) / 1e3"
+        "const start = performance.now(); deadwatch.app.draw(); return performance.now() - start"
     )
-    return round(min(float(page.run(script)) for _ in range(5)), 3)
+    return f"{min(float(page.run(script)) for _ in range(5)):.0f} ms"
 
 
-def measured(folder: Path, site: str, fast: bool) -> dict[str, Any]:
+def measured(folder: Path, site: str, fast: bool) -> dict[str, str]:
     """Everything that is told of one run, which must be alone in its folder."""
     where = ("--logdir", str(folder), "--load_fast", str(fast).lower())
     with tensorboard(*where, module="benchmarks.board") as url, driver() as address:
         _until_read(url)
         with browser(address) as page:
             page.open("about:blank")
-            found: dict[str, Any] = {"first picture, cold": first_picture(page, url)}
-            found["first picture, again"] = first_picture(page, url)
+            found = {"first picture": first_picture(page, url)}
+            found["first picture, asked for again"] = first_picture(page, url)
             page.run("return deadwatch.started")
-            found["drawing"] = frame(page)
-            found["units picture"] = units_picture(page, site)
-            found["drawing units"] = frame(page)
-        routes = ("overview", "table", "units")
-        for route in routes:
-            query = {"site": site} if route == "units" else {}
-            found[route] = bytes_of(url, route, run="run", **query)
-        found["unit"] = bytes_of(url, "unit", run="run", site=site, unit=0)
+            found["drawing it"] = drawing(page)
+            found["units of a layer"] = units_picture(page, site)
+            found["drawing them"] = drawing(page)
+        for route in ("overview", "table"):
+            found[f"`{route}`"] = fetched(url, route, run="run")
+        found["`units`"] = fetched(url, "units", run="run", site=site)
+        found["`unit`"] = fetched(url, "unit", run="run", site=site, unit=0)
     return found
 
 
@@ -157,6 +154,17 @@ def _until_read(url: str) -> None:
             told = answer.read()
 
 
+def markdown(found: dict[str, dict[str, str]]) -> str:
+    """What was found of each run, side by side."""
+    names = list(found)
+    lines = [f"| | {' | '.join(names)} |", f"|---|{'--:|' * len(names)}"]
+    lines += [
+        f"| {what} | {' | '.join(found[name][what] for name in names)} |"
+        for what in found[names[0]]
+    ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Write the runs that are not there yet, measure, and print what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -167,21 +175,21 @@ def main() -> None:
     parser.add_argument("--load_fast", choices=["true", "false"], default="true")
     args = parser.parse_args()
     cases = {
-        "layers": {f"blocks.{i // 4}.{i % 4}.act": UNITS for i in range(args.sites)},
-        "wide": {"wide.act": args.wide, "head.act": UNITS},
+        f"{args.sites} layers of {UNITS} units": {
+            f"blocks.{i // 4}.{i % 4}.act": UNITS for i in range(args.sites)
+        },
+        f"a layer of {args.wide} units": {"wide.act": args.wide, "head.act": UNITS},
     }
     with tempfile.TemporaryDirectory() as spare:
         folder, found = args.folder or Path(spare), {}
         for name, sites in cases.items():
-            start = time.perf_counter()
             if not (folder / name / "run").exists():
                 write(folder / name / "run", sites, args.windows)
-            files = (folder / name / "run").iterdir()
-            size = round(sum(file.stat().st_size for file in files) / 1e6, 1)
-            wrote = {"event files, MB": size, "writing": round(time.perf_counter() - start, 1)}
+            size = sum(file.stat().st_size for file in (folder / name / "run").iterdir())
             fast = args.load_fast == "true"
-            found[name] = wrote | measured(folder / name, next(iter(sites)), fast)
-    print(json.dumps(found, indent=2))
+            told = measured(folder / name, next(iter(sites)), fast)
+            found[name] = {"event files": f"{size / 1e6:.0f} MB", **told}
+    print(markdown(found))
 
 
 if __name__ == "__main__":

@@ -91,6 +91,13 @@ def test_a_cell_of_several_shows_the_worst_fate(rows: int, columns: int) -> None
     assert read(small["fate"]) == expected
 
 
+def test_a_cell_of_several_tells_how_much_of_it_is_dead() -> None:
+    run = run_of({"a": HISTORY})
+    assert documents.units(run, "a")["dead"] is None  # each cell is one unit's
+    small = documents.units(run, "a", rows=2, columns=2)  # two units, three windows and two
+    assert read(small["dead"]) == [[209, 125], [125, 63]]  # 5/6, 2/4, 3/6, 1/4: rounded up
+
+
 def test_the_table_tells_what_came_of_the_last_treatment() -> None:
     run = run_of({"a": HISTORY, "b": HISTORY}, ("a", [2], 0), ("a", [0, 1, 3], 1))
     first, second = documents.table(run)["rows"]

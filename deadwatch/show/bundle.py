@@ -25,6 +25,7 @@ _SIZES = ((documents.ROWS, documents.COLUMNS), (256, 256), (128, 128))
 """Rows and columns of the picture of a layer, the finest first that all layers fit in."""
 
 _CELL = 18  # bytes of a cell of an overview
+_LAYERS = 4  # arrays of one byte a cell in the picture of a layer, at most
 _POINT = 80  # bytes of one window of a unit
 
 
@@ -90,7 +91,7 @@ class _Part:
         windows, units = len(self._run.windows), [site["units"] for site in self._run.sites]
         for rows, columns in _SIZES:
             cells = sum(min(rows, count) * min(columns, windows) for count in units)
-            if cells * 2 * 4 // 3 <= left:
+            if cells * _LAYERS * 4 // 3 <= left:
                 break
         return rows, columns
 

@@ -165,7 +165,8 @@ def units(
         "windows": len(run.windows),
         "state": encoded(state, "|u1"),
         "open": encoded(np.where(np.isnan(share), 255, np.round(share.clip(0, 1) * 250)), "|u1"),
-        "fate": encoded(_pooled(fate, down, across), "|u1") if done else None,
+        "fate": encoded(_pooled(np.maximum, fate, down, across), "|u1") if done else None,
+        "dead": _dead_share(found.state, down, across),
         "kept": int(found.kept.sum()),
         "treatments": done,
     }
@@ -250,8 +251,20 @@ def _worst_state(state: Array, spans: list[tuple[int, int]], axis: int) -> Array
     return found
 
 
-def _pooled(values: Array, down: list[tuple[int, int]], across: list[tuple[int, int]]) -> Array:
-    return _reduced(np.maximum, _reduced(np.maximum, values, down, 0), across, 1)
+Spans = list[tuple[int, int]]
+
+
+def _pooled(operation: np.ufunc, values: Array, down: Spans, across: Spans) -> Array:
+    return _reduced(operation, _reduced(operation, values, down, 0), across, 1)
+
+
+def _dead_share(state: Array, down: Spans, across: Spans) -> Document | None:
+    """How much of each cell is dead, in 250ths and rounded up; None if each is one unit's."""
+    if len(down) == state.shape[0] and len(across) == state.shape[1]:
+        return None
+    dead = _pooled(np.add, (state == State.DEAD).astype(np.int32), down, across)
+    size = np.outer([b - a for a, b in down], [b - a for a, b in across])
+    return encoded(np.ceil(dead / size * 250), "|u1")
 
 
 def _mean_of(values: Array, spans: list[tuple[int, int]], axis: int) -> Array:

@@ -98,7 +98,7 @@ const THEMES = {
     ramp: ["#ffdf8f", "#fdb64f", "#ee7a33", "#cf3f3a", "#921a53", "#3a0b3d"],
     alive: ["#123f66", "#93cff4"], revived: ["#00553d", "#63dcb4"],
     aliveAlone: "#93a1ad", revivedAlone: "#7fa796",
-    rare: "#e0b000", saturated: "#c86aa0", dead: "#d55e00", relapsed: "#230a0a",
+    rare: "#e0b000", saturated: "#c86aa0", deadFew: "#f6d3b8", dead: "#d55e00", relapsed: "#230a0a",
   },
   dark: {
     page: "#1f2327", ink: "#e6ebef", muted: "#9aa7b1", line: "#3a4249", soft: "#282d32",
@@ -107,7 +107,7 @@ const THEMES = {
     ramp: ["#6a2467", "#a62c63", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
     alive: ["#123a5c", "#93cff4"], revived: ["#004a36", "#63dcb4"],
     aliveAlone: "#5f6e7b", revivedAlone: "#557a6a",
-    rare: "#f0e442", saturated: "#cc79a7", dead: "#e8691b", relapsed: "#fff3ec",
+    rare: "#f0e442", saturated: "#cc79a7", deadFew: "#5e3218", dead: "#e8691b", relapsed: "#fff3ec",
   },
 };
 
@@ -141,8 +141,10 @@ function prepared() {
       i === MISSING ? flat(`${name}Alone`) : pixel(between(theme[name], i / 250)));
   return {
     ratio, zero: flat("zero"), unseen: flat("unseen"), page: flat("page"), rare: flat("rare"),
-    saturated: flat("saturated"), dead: flat("dead"), relapsed: flat("relapsed"),
+    saturated: flat("saturated"), relapsed: flat("relapsed"),
     alive: ramp("alive"), revived: ramp("revived"),
+    dead: Uint32Array.from({ length: 251 }, (_, i) =>
+      pixel(between([theme.deadFew, theme.dead], Math.sqrt(i / 250)))),
   };
 }
 
@@ -151,10 +153,11 @@ function ratioPixel(dead, judged, seen) {
   return dead ? paints.ratio[Math.round(Math.sqrt(dead / judged) * 255)] : paints.zero;
 }
 
-function statePixel(state, open, fate) {
+/** `part`: how much of the cell is dead, in 250ths. */
+function statePixel(state, open, fate, part = 250) {
   if (state === ALIVE) return fate === REVIVED ? paints.revived[open] : paints.alive[open];
   if (state === RARE) return fate === REVIVED ? paints.revived[Math.min(open, 2)] : paints.rare;
-  if (state === DEAD) return fate === RELAPSED ? paints.relapsed : paints.dead;
+  if (state === DEAD) return fate === RELAPSED ? paints.relapsed : paints.dead[part];
   if (state === SATURATED) return fate === RELAPSED ? paints.relapsed : paints.saturated;
   return state === UNCERTAIN ? HATCHED : paints.unseen;
 }
@@ -414,7 +417,7 @@ function axis(context, { x, y, width, domain, columns, first }) {
 
 // ── a picture ───────────────────────────────────────────────────────────────────────────
 
-const [LANE, BELOW, GAP, RIGHT] = [12, 36, 22, 12];
+const [LANE, BELOW, GAP, RIGHT] = [16, 36, 22, 12];
 
 /**
  * Rows × windows, one plot a run, on the same axes.
@@ -566,7 +569,7 @@ class Picture {
     context.fillStyle = theme.accent;
     for (const row of chosen) write(row);
     context.fillStyle = theme.muted;
-    if (this.model.unit) context.fillText(this.model.unit, this.left - 10, 5);
+    if (this.model.unit) context.fillText(this.model.unit, this.left - 10, 6);
   }
 
   grid(context, x) {
@@ -594,7 +597,7 @@ class Picture {
       const [left, y] = [this.at(x, window + 1), LANE + row * this.each];
       const high = Math.max(1, rows * this.each);
       context.fillRect(x - 5, y, 3, high);
-      if (left < x + this.wide)
+      if (this.each >= 4 && left < x + this.wide) // on thinner rows it would hide them
         context.strokeRect(left + 0.5, y + 0.5, x + this.wide - left - 1, Math.max(1, high - 1));
     }
     const lanes = new Set();
@@ -611,9 +614,9 @@ class Picture {
     for (const window of lanes) {
       const middle = this.at(x, window + 0.5);
       context.beginPath();
-      context.moveTo(middle - 3.5, 2);
-      context.lineTo(middle + 3.5, 2);
-      context.lineTo(middle, 8);
+      context.moveTo(middle - 3.5, LANE - 9);
+      context.lineTo(middle + 3.5, LANE - 9);
+      context.lineTo(middle, LANE - 3);
       context.fill();
     }
   }
@@ -966,6 +969,7 @@ function unitCell(doc, row, column) {
   const [share, fate] = [decoded(doc.open)[at], decoded(doc.fate)?.[at] ?? NEVER];
   const { windows, steps } = doc.columns[column];
   return { units: doc.rows[row], windows, steps, state: decoded(doc.state)[at],
+    dead: doc.dead ? decoded(doc.dead)[at] / 250 : null,
     open: share === MISSING ? null : share / 250, fate };
 }
 
@@ -982,6 +986,7 @@ function tellUnits(doc, row, column) {
   const several = last - first > 1 || cell.windows[0] !== cell.windows[1];
   const lines = [`${span(cell.windows, "window")}, ${span(cell.steps, "step")}`];
   lines.push(`${several ? "at worst " : ""}${stateWords(cell.state, cell.fate)}`);
+  if (cell.dead) lines.push(`${percent(cell.dead)} of the cell dead`);
   lines.push(cell.open === null
     ? "fraction of open gate: not measured or not kept"
     : `gate open on ${percent(cell.open)}${several ? " on average" : ""}`);
@@ -1001,7 +1006,7 @@ function rowsBetween(doc, [first, last]) {
 }
 
 function unitsPlot(run, doc, keys) {
-  const [state, open, fate] = [doc.state, doc.open, doc.fate].map(decoded);
+  const [state, open, fate, part] = [doc.state, doc.open, doc.fate, doc.dead].map(decoded);
   const K = doc.columns.length;
   const index = new Map(doc.rows.map(([a, b], row) => [`${a}-${b}`, row]));
   const rows = keys.map((key) => index.get(key) ?? -1);
@@ -1011,8 +1016,9 @@ function unitsPlot(run, doc, keys) {
     if (row < 0) return;
     for (let k = 0, from = row * K, to = r * K; k < K; k++, from++, to++) {
       const what = fate ? fate[from] : NEVER;
-      paint[to] = statePixel(state[from], open[from], what);
-      rank[to] = SEVERITY[state[from]] + (what === RELAPSED ? 0.5 : what === REVIVED ? 0.2 : 0);
+      paint[to] = statePixel(state[from], open[from], what, part?.[from]);
+      rank[to] = SEVERITY[state[from]] + (what === RELAPSED ? 0.5 : what === REVIVED ? 0.2 : 0)
+        + (part ? part[from] / 1000 : 0);
     }
   });
   const { marks, outlined } = treatedRows(doc, new Map(rows.map((row, r) => [row, r])));
@@ -1068,6 +1074,9 @@ function stretches(doc) {
   return found;
 }
 
+const CURVES = "pre-activation: line mean, band ± std, thin lines min and max; gaps were not "
+  + "measured or not kept";
+
 class Pin {
   constructor(unit, on) {
     this.unit = unit;
@@ -1092,10 +1101,9 @@ class Pin {
   /** `docs`: one a run, null where the run has no such unit; drawn below the picture's plots. */
   set(docs, picture, problems) {
     [this.docs, this.picture] = [docs, picture];
-    this.told.textContent = problems.length
-      ? problems.join(" ")
-      : "pre-activation: line mean, band ± std, thin lines min and max; gaps were not measured "
-        + "or not kept";
+    this.known = docs.some((doc) => doc?.mean.some((value) => value !== null));
+    const words = this.known ? CURVES : "its state; no figures of it were measured and kept";
+    this.told.textContent = problems.length ? problems.join(" ") : words;
     this.box.setAttribute("aria-label",
       `Unit ${this.unit}: pre-activation over time. Left and right arrows read the windows.`);
     this.draw();
@@ -1136,7 +1144,7 @@ class Pin {
       context.moveTo(x, y);
       context.lineTo(x + this.picture.wide, y);
       context.stroke();
-      if (!first) continue;
+      if (!first || !this.known) continue;
       context.fillStyle = theme.muted;
       context.textAlign = "right";
       context.textBaseline = "middle";
@@ -1168,9 +1176,9 @@ class Pin {
     doc.columns.forEach(({ windows: [a, b] }, k) => {
       const colour = statePixel(doc.state[k], this.share(doc, k), doc.fate?.[k] ?? NEVER);
       if (colour === HATCHED) return;
-      const left = this.picture.at(x, a);
+      const left = Math.floor(this.picture.at(x, a));
       context.fillStyle = `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
-      context.fillRect(left, y, this.picture.at(x, b + 1) - left + 0.3, STRIP);
+      context.fillRect(left, y, Math.ceil(this.picture.at(x, b + 1)) - left, STRIP);
     });
     for (const { window } of doc.treatments) this.treated(context, this.picture.at(x, window + 1));
   }
@@ -1315,13 +1323,15 @@ function layersLegend() {
     entry("unseen", theme.unseen), treatedEntry("treated")];
 }
 
-function unitsLegend() {
+function unitsLegend(pooled) {
+  const dead = (share) => css(between([theme.deadFew, theme.dead], Math.sqrt(share)));
   const ramp = (name) => (share) => css(between(theme[name], share));
   return [
     entry("alive: gate open 0–100%", ramp("alive"), 60),
     entry("revived: the same after a treatment", ramp("revived"), 60),
     entry("open fraction not kept", (share) => (share < 0.5 ? theme.aliveAlone : theme.revivedAlone)),
-    entry("rare", theme.rare), entry("saturated", theme.saturated), entry("dead", theme.dead),
+    entry("rare", theme.rare), entry("saturated", theme.saturated),
+    pooled ? entry("dead: one to all of a cell", dead, 60) : entry("dead", theme.dead),
     entry("relapsed", theme.relapsed), hatchedEntry("uncertain"), entry("unseen", theme.unseen),
     treatedEntry("treated, outlined from then on")];
 }
@@ -1842,7 +1852,7 @@ class App {
     this.about.textContent = [
       known ? `${known.activation}${from}` : "", ...(this.unitProblems ?? [])].join(" ");
     this.allUnits.hidden = !this.zooms.units;
-    this.unitsKey.replaceChildren(...unitsLegend());
+    this.unitsKey.replaceChildren(...unitsLegend(docs.some((doc) => doc.dead)));
     const widest = docs.reduce((a, b) => (a && a.units >= b.units ? a : b), null);
     const range = this.zooms.units ?? [0, Infinity];
     const rows = widest ? rowsBetween(widest, range).map((row) => widest.rows[row]) : [];
