@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -11,19 +10,27 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.optim.swa_utils import AveragedModel
 
 from deadwatch.activations import slopes_of
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
-from deadwatch.restoring import follow, forget_loading, reconcile_on_load
+from deadwatch.restoring import forget_loading, reconcile_on_load
 from deadwatch.settings import Settings
 from deadwatch.show.console import ConsoleView
 from deadwatch.show.loggers import LoggerViews
 from deadwatch.show.tables import end_of_run
 from deadwatch.show.tensorboard import MODEL_TAG, scalars
+from deadwatch.trainers import (
+    averaged_copies,
+    averages,
+    check_strategy,
+    follow_swaps,
+    loss_of,
+    total_batches,
+    why_no_swaps,
+)
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.policy import Policy
 from deadwatch.watch import Watch
@@ -109,14 +116,26 @@ class DeadWatch(_Callback):
         self._console = ConsoleView()
         self._views = LoggerViews()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy leaves out what belongs to a fit: the model and the Trainer's loggers."""
+        own = {**vars(self), "watch": None, "_views": LoggerViews()}
+        return {name: value for name, value in own.items() if name not in ("log", "log_dict")}
+
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Let checkpoints that hold swaps, or lack them, find their architecture."""
         self._loaded = None  # what is loaded for this run comes later
         if stage == "fit":
+            if self.watch is not None and (self.watch.attached or self._suspended):
+                raise ConfigError(
+                    "this DeadWatch is watching another fit, which has not ended: give every "
+                    "Trainer that runs meanwhile a DeadWatch of its own"
+                )
             self.watch = None
-        for module in (pl_module, *_averaged_copies(trainer)):
+            if self._settings.treats:
+                check_strategy(trainer.strategy, self._settings.policy)
+        for module in (pl_module, *averaged_copies(trainer)):
             reconcile_on_load(module)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
@@ -129,7 +148,7 @@ class DeadWatch(_Callback):
         """Attach; whatever runs from here on inside a training batch counts."""
         treats = self._settings.treats
         optimizers = trainer.optimizers if treats else None
-        total = _total_batches(trainer)
+        total = total_batches(trainer)
         settings = vars(self._settings)
         self.watch = Watch(pl_module, optimizer=optimizers, total_steps=total, **settings)
         self.report = self._untreated = self._treated = None
@@ -139,24 +158,14 @@ class DeadWatch(_Callback):
         self._resume(self.watch)
         self.watch.attach()
         self.watch.pause()
-        # Every rank logs the same merged figures; Lightning's advice to reduce each of them again
-        # would cost one collective a curve.
-        warnings.filterwarnings("ignore", message=r".*`self\.log\('dead")
-        for copy in _averaged_copies(trainer):
-            if type(copy) is not type(pl_module):
-                name = type(copy).__name__
-                self.watch.forbid_swaps(f"the averaged copy is a {name}, which cannot be followed")
+        reason = why_no_swaps(trainer, pl_module)
+        if reason:
+            self.watch.forbid_swaps(reason)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Judge what is left of a window of steps, and detach."""
         if self.watch is not None and self._batches:
-            self._batches = 0
-            self.report = self._with_treatments(self.watch.close_window(treat=False))
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped - 1
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars(self.report), step=step)
-            if trainer.is_global_zero:
-                self._views.window(trainer.loggers, self.report, step)
+            self._close(trainer, pl_module, self.watch, ended=True)
         if self.report is not None and trainer.is_global_zero:
             pl_module.print(end_of_run(self.report))
         self._detach()
@@ -173,7 +182,7 @@ class DeadWatch(_Callback):
         self._forget(trainer, pl_module)
 
     def _forget(self, trainer: Any, pl_module: Any) -> None:
-        for module in (pl_module, *_averaged_copies(trainer)):
+        for module in (pl_module, *averaged_copies(trainer)):
             forget_loading(module)
 
     def _detach(self) -> None:
@@ -190,7 +199,7 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.fit_loop._skip_backward:
             return  # a pass that only refreshes batch norms after weight averaging
         self._close_missed(trainer, pl_module, self.watch)
-        if self._untreated is not None and not _averages(trainer):
+        if self._untreated is not None and not averages(trainer):
             self._treat(trainer, pl_module, self.watch, self._untreated)
         self._untreated = None
         self.watch.resume(reports_steps=True)
@@ -203,9 +212,9 @@ class DeadWatch(_Callback):
             return
         self.watch.pause()
         replaced = self.watch.replaced
-        self.watch.step(_loss(outputs))
+        self.watch.step(loss_of(outputs))
         if self.watch.replaced > replaced:
-            _follow(trainer, pl_module)
+            follow_swaps(trainer, pl_module)
         self._batches += 1
         # A run may be resumed with a shorter window than it had.
         if self._window != "epoch" and self._batches >= self._window:
@@ -213,12 +222,14 @@ class DeadWatch(_Callback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Close a window of an epoch; tell monitors how a longer window stands."""
+        if self.watch is not None:
+            self.watch.pause()  # a batch that was skipped has a start, but no end
         if self.watch is None or not self._batches:
             return
         if self._window == "epoch":
             self._close(trainer, pl_module, self.watch)
         else:
-            self._log_so_far(trainer, pl_module, self.watch)
+            self._log_so_far(trainer, self.watch)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the hooks off: some modules of torch evaluate faster without."""
@@ -237,7 +248,7 @@ class DeadWatch(_Callback):
         if self.watch is None or trainer.sanity_checking or not self._batches:
             return
         if trainer.val_check_interval != 1.0 or trainer.check_val_every_n_epoch != 1:
-            self._log_so_far(trainer, pl_module, self.watch)
+            self._log_so_far(trainer, self.watch)
 
     def _close_missed(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
         """Close the window of an epoch whose end a resumed run never came to.
@@ -245,51 +256,49 @@ class DeadWatch(_Callback):
         Resumed after an epoch's last batch, Lightning goes on with the next epoch.
         """
         if self._window == "epoch" and self._batches and self._epoch != trainer.current_epoch:
-            self._close(trainer, pl_module, watch, missed=True)
+            self._close(trainer, pl_module, watch)
         self._epoch = trainer.current_epoch
 
-    def _log_so_far(self, trainer: Any, pl_module: Any, watch: Watch) -> None:
+    def _log_so_far(self, trainer: Any, watch: Watch) -> None:
         ratio = watch.peek().dead_ratio
         if math.isfinite(ratio):
-            pl_module.log(MODEL_TAG, ratio, logger=False)
+            trainer.callback_metrics[MODEL_TAG] = torch.tensor(ratio)
 
-    def _close(self, trainer: Any, pl_module: Any, watch: Watch, *, missed: bool = False) -> None:
+    def _close(self, trainer: Any, pl_module: Any, watch: Watch, *, ended: bool = False) -> None:
         self._batches = 0
         # Lightning counts a batch only after its end hooks, and logs an epoch at its last batch.
         stepped = trainer.fit_loop.epoch_loop._batches_that_stepped
-        self._step = stepped - 1 if self._window == "epoch" else stepped
+        self._step = stepped - 1 if ended or self._window == "epoch" else stepped
         verdict = watch.close_window(treat=False)
         self._untreated = verdict if self._settings.treats else None
         self.report = self._with_treatments(verdict)
-        self._log(trainer, pl_module, verdict, at_epoch_end=self._window == "epoch" and not missed)
+        self._log(trainer, scalars(verdict))
         if trainer.is_global_zero:
             self._views.window(trainer.loggers, verdict, self._step)
         line = self._console.line(self.report, self._when(trainer))
         if line is not None:
             pl_module.print(line)  # above the progress bar, on rank 0
 
-    def _log(
-        self, trainer: Any, pl_module: Any, report: WindowReport, *, at_epoch_end: bool
-    ) -> None:
-        """Log all curves; Lightning writes them at the step it gives the epoch's metrics."""
-        points = scalars(report)
-        common: dict[str, Any] = {}
-        if not at_epoch_end:
-            # Lightning writes step metrics only now and then: hand them to the loggers directly.
-            common |= {"on_step": True, "on_epoch": False, "logger": False, "batch_size": 1}
-            for logger in trainer.loggers:
-                logger.log_metrics(points, step=self._step)
-        pl_module.log_dict(points, **common)
+    def _log(self, trainer: Any, points: Mapping[str, float]) -> None:
+        """Hand all curves to the loggers, to the callbacks that monitor, and to the progress bar.
+
+        Not by `pl_module.log`, which takes a third of a millisecond a curve, merges over ranks
+        what is merged already, and does nothing within a window of steps but now and then.
+        """
+        for logger in trainer.loggers:
+            logger.log_metrics(dict(points), step=self._step)
+        measured = {name: torch.tensor(value) for name, value in points.items()}
+        trainer.callback_metrics.update(measured)
+        trainer.logged_metrics.update(measured)
         if MODEL_TAG in points:
-            shown = common | {"logger": False, "prog_bar": True}
-            pl_module.log("dead", points[MODEL_TAG], **shown)
+            trainer.progress_bar_metrics["dead"] = points[MODEL_TAG]
 
     def _treat(self, trainer: Any, pl_module: Any, watch: Watch, verdict: WindowReport) -> None:
         replaced = watch.replaced
         # What the verdict itself tells has been told when its window ended.
         self._treated = watch.treat(replace(verdict, notes=()))
         if watch.replaced > replaced:
-            _follow(trainer, pl_module)
+            follow_swaps(trainer, pl_module)
         if trainer.is_global_zero:
             self._views.events(trainer.loggers, self._treated, self._step)
         self._console.treated(self._treated)
@@ -346,33 +355,3 @@ class DeadWatch(_Callback):
 
 _REPORTS = ("report", "_untreated", "_treated")
 _COUNTS = ("_batches", "_epoch", "_step")
-
-
-def _averaged_copies(trainer: Any) -> list[Any]:
-    """The copies of the module whose weights other callbacks average."""
-    copies = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
-    found = [copy.module if isinstance(copy, AveragedModel) else copy for copy in copies]
-    return [copy for copy in found if copy is not None]
-
-
-def _follow(trainer: Any, pl_module: Any) -> None:
-    for copy in _averaged_copies(trainer):
-        follow(copy, pl_module)
-
-
-def _loss(outputs: Any) -> Any:
-    """The loss of a training step, None where its output says nothing of it."""
-    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss if torch.is_tensor(loss) and loss.numel() == 1 else None
-
-
-def _total_batches(trainer: Any) -> int | None:
-    """Training batches of the whole fit, None if it has no end."""
-    total = trainer.estimated_stepping_batches * trainer.accumulate_grad_batches
-    return int(total) if 0 < total < math.inf else None
-
-
-def _averages(trainer: Any) -> bool:
-    """Whether stochastic weight averaging has begun: what changes now would be averaged in."""
-    starts = [getattr(callback, "swa_start", None) for callback in trainer.callbacks]
-    return any(start is not None and trainer.current_epoch >= start for start in starts)

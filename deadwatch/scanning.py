@@ -17,11 +17,11 @@ from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
 from deadwatch.observe.lookout import Eager
 from deadwatch.observe.reduce import aged
-from deadwatch.observe.sites import uncompiled
+from deadwatch.observe.remarks import tell_unseen
+from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.records import WindowReport
 from deadwatch.settings import Settings
-from deadwatch.watch import warn_unseen
 
 Forward = Callable[[nn.Module, Any], object]
 
@@ -70,7 +70,7 @@ def scan(
             "batches; expected an iterable of batches, such as [x]"
         )
     _check(model, forward)
-    model = uncompiled(model)
+    model = unwrapped(model)
     settings = Settings(None, rules, include, exclude, unit_dim)
     taps = Taps(model, settings.selection(), 1, Counting(no_grad=True, evaluation=True))
     call = forward or _forward
@@ -85,7 +85,7 @@ def scan(
     if not seen:
         raise ConfigError("batches is empty; expected at least one batch to run through the model")
     report = judge(snapshot, rules or Rules())
-    warn_unseen(report)
+    tell_unseen(report, snapshot.missing)
     return report
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.judge.rules import Rules
 from deadwatch.observe.sites import Selection, readable
+from deadwatch.observe.strategies import only_watchable
 from deadwatch.treat.policy import Policy, resolve
 
 _OVERHEAD = 0.02
@@ -106,7 +107,7 @@ def check_total_steps(total_steps: object, policy: Policy | str | None) -> None:
     if total_steps is None and isinstance(policy, Policy) and isinstance(policy.until, float):
         raise ConfigError(
             f"until is {policy.until!r}, a share of the run, and its length is not known: pass "
-            "total_steps=... to Watch, or a training step as until"
+            "total_steps=... to Watch (max_steps=... to a Trainer), or a training step as until"
         )
 
 
@@ -142,6 +143,28 @@ def _check_patterns(name: str, given: object) -> None:
         raise ConfigError(
             f"{name} is {given!r}; expected a pattern of activation paths such as 'encoder.*', or "
             "a list of them"
+        )
+
+
+def check_strategy(model: nn.Module, optimizers: object, policy: Policy | str | None) -> None:
+    """Check that what is to be treated lies in this process as it was built.
+
+    Args:
+        model: The model.
+        optimizers: The argument of that name, checked or not.
+        policy: The argument of that name.
+
+    Raises:
+        ConfigError: The model is trained by a strategy under which it can only be watched.
+    """
+    if resolve(policy) is None:
+        return
+    several = isinstance(optimizers, (list, tuple))
+    strategy = only_watchable(model, optimizers if several else (optimizers,))  # type: ignore[arg-type]
+    if strategy is not None:
+        raise ConfigError(
+            f"the policy treats units, and the model is or holds {strategy.found}: "
+            f"{strategy.reason}. Pass policy='watch' to only watch, or {strategy.instead}"
         )
 
 

@@ -18,12 +18,13 @@ from deadwatch.errors import (
     MissingStepWarning,
     ResumeWarning,
     UnfinishedCourseWarning,
-    UnseenSiteWarning,
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import common_seed, every_rank, largest, mine, on_any_rank, reduce
-from deadwatch.observe.sites import uncompiled
+from deadwatch.observe.reduce import alike, averaging, common_seed, largest, reduce
+from deadwatch.observe.remarks import tell_unseen
+from deadwatch.observe.roll import Roll
+from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
 from deadwatch.records import WindowReport
@@ -31,6 +32,7 @@ from deadwatch.settings import (
     Settings,
     check_ownership,
     check_shapes,
+    check_strategy,
     check_total_steps,
     optimizers_of,
     shapes_of,
@@ -45,7 +47,8 @@ class Watch:
     """Watches the activations of a model while it trains, and treats dead units if asked to.
 
     Args:
-        model: The model. Watching alone never changes it, nor its losses, by a single bit.
+        model: The model, as it is or wrapped in DDP or by `torch.compile`. Watching alone never
+            changes it, nor its losses, by a single bit.
         optimizer: The optimizer or optimizers that train it; needed to treat.
         policy: A `Policy`, the name of a preset (``"watch"``, ``"gentle"``, ``"revive"``), or
             None to only watch.
@@ -101,17 +104,19 @@ class Watch:
             raise ConfigError(
                 f"model is {type(model).__name__!r}; expected a torch.nn.Module to watch"
             )
-        model = uncompiled(model)
+        model = unwrapped(model)
         selecting = include, exclude, unit_dim
         settings = Settings(policy, rules, *selecting, stats_every_n_steps, overhead, count_no_grad)
         self._overhead = settings.bound
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
         self._total_steps = total_steps
+        check_strategy(model, optimizer, policy)
         optimizers = optimizers_of(optimizer)
         check_ownership(model, optimizers, self._policy, policy)
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
+        self._roll = Roll()
         self._taps = Taps(model, settings.selection(), settings.interval, counting)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
@@ -125,14 +130,10 @@ class Watch:
     def attach(self) -> Watch:
         """Put hooks on the model; does nothing if they are on."""
         if self._policy is not None and self._clinic is None:
+            check_strategy(self._model, (), self._policy)  # it may have been wrapped meanwhile
             self._clinic = Clinic(
-                self._policy,
-                self._model,
-                self._optimizers,
-                common_seed(),
-                self._total_steps,
-                on_any_rank,
-                self._operation,
+                *(self._policy, self._model, self._optimizers, common_seed(), self._total_steps),
+                *(largest, alike, self._operation, averaging()),
             )
             self._resume_clinic()
         if self._clinic is not None:
@@ -241,7 +242,7 @@ class Watch:
 
     def peek(self) -> WindowReport:
         """Judge the window so far, without closing it."""
-        return judge(reduce(self._taps.read()), self._rules)
+        return judge(reduce(self._taps.read(), self._roll), self._rules)
 
     def close_window(self, *, treat: bool = True) -> WindowReport:
         """Judge the window, treat what is due, and begin the next.
@@ -250,12 +251,12 @@ class Watch:
             treat: False to leave the treatments to a later call of `treat`.
         """
         self._closed = True
-        snapshot = reduce(self._taps.read())
+        snapshot = reduce(self._taps.read(), self._roll)
         pace = self._taps.find_interval(self._overhead, largest)
-        self._taps.restart({site.site.name: site.age for site in snapshot.sites})
+        self._taps.restart(snapshot)
         verdict = judge(snapshot, self._rules)
         verdict = replace(verdict, notes=(*verdict.notes, *pace))
-        warn_unseen(verdict, attached=self.attached)
+        tell_unseen(verdict, snapshot.missing, attached=self.attached)
         if self._clinic is None:
             return verdict
         self._warn_missing_step()
@@ -313,13 +314,12 @@ class Watch:
         shapes = shapes_of(self._model)
         slopes = self._optimizers.homes(slopes_of(self._model))
         # Each rank has seen other data and other losses; all else is the same on all of them.
-        own = {"taps": self._taps.state_dict(), "trial": clinic and clinic.pop("trial")}
-        ranks = every_rank(own)
+        ranks = self._taps.gather(self._roll, {"trial": clinic and clinic.pop("trial")})
         model = {"shapes": shapes, "slopes": slopes}
         return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the run stood whose `state_dict` this is.
+        """Go on where the run stood whose `state_dict` this is, on any number of processes.
 
         Call it before the first forward, on a new `Watch` with the same arguments. The model must
         have been loaded before; load its optimizer afterwards, for only then the slopes of a PReLU
@@ -334,17 +334,7 @@ class Watch:
         if self._policy is not None and state["clinic"] is not None:
             check_shapes(self._model, state["shapes"])
         self._optimizers.rehome(slopes_of(self._model), state["slopes"])
-        ranks = state["ranks"]
-        own = mine(ranks)
-        if own is None:
-            warnings.warn(
-                f"the state was saved by {len(ranks)} processes, and another number of them loads "
-                "it: what was measured in the window so far is left out",
-                ResumeWarning,
-                stacklevel=2,
-            )
-        measured, own = own is not None, own or ranks[0]
-        self._taps.load_state_dict(own["taps"], measured=measured)
+        own = self._taps.share_out(state["ranks"])
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
             self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})
@@ -376,21 +366,3 @@ class Watch:
                 stacklevel=3,
             )
         self._stepped = False
-
-
-def warn_unseen(report: WindowReport, *, attached: bool = True) -> None:
-    """Warn of activations of which nothing is known."""
-    unseen = [name for name, site in report.sites.items() if not site.samples]
-    if unseen:
-        why = (
-            "they did not run in a counted forward, or torch.compile hid them. Only forwards in "
-            "training mode with gradients on count, while the watch is attached."
-            if attached
-            else "the watch is not attached; train inside of `with watch:`, or call attach()."
-        )
-        warnings.warn(
-            f"not seen in window {report.window.index}: {', '.join(unseen)}. Nothing is known of "
-            f"these activations: {why}",
-            UnseenSiteWarning,
-            stacklevel=3,
-        )

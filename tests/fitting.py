@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,11 @@ from torch.utils.data import DataLoader, TensorDataset
 SAMPLES, BATCH = 64, 16
 
 
+def adam(parameters: Any) -> torch.optim.Optimizer:
+    """The optimizer of a module that is given none."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
 class Module(pl.LightningModule):
     """An MLP whose first hidden layer is dead for 6 of 16 units."""
 
@@ -29,7 +34,7 @@ class Module(pl.LightningModule):
         )
         with torch.no_grad():
             self.net[0].bias[:dead] = -40
-        self.make = optimizer or (lambda p: torch.optim.Adam(p, lr=1e-3))
+        self.make = optimizer or adam
         self.losses: list[float] = []
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
@@ -56,9 +61,13 @@ def fit(
     module: pl.LightningModule | None = None,
     package: Any = pl,
     ckpt_path: Path | None = None,
+    data: Callable[[], Any] | None = None,
     **arguments: Any,
 ) -> tuple[Any, Any]:
-    """Fit with the given callbacks; returns the trainer and the module."""
+    """Fit with the given callbacks; returns the trainer and the module.
+
+    Trains on ``data``, by default the loader below, which validation uses in any case.
+    """
     defaults: dict[str, Any] = {
         "max_epochs": 3,
         "accelerator": "cpu",
@@ -71,7 +80,7 @@ def fit(
     trainer = package.Trainer(callbacks=callbacks, **(defaults | arguments))
     module = Module() if module is None else module
     with lightning_remarks():
-        trainer.fit(module, loader(), loader(), ckpt_path=ckpt_path)
+        trainer.fit(module, (data or loader)(), loader(), ckpt_path=ckpt_path)
     return trainer, module
 
 

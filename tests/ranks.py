@@ -1,4 +1,4 @@
-"""Runs a script in two real processes, as the ranks of a gloo group."""
+"""Runs a script in real processes, as the ranks of a gloo group."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ import sys
 from pathlib import Path
 
 
-def run_ranks(script: str, folder: Path) -> None:
-    """Run ``script RANK 2 FOLDER`` in two processes at once; both have to end well."""
+def run_ranks(script: str, folder: Path, ranks: int = 2) -> None:
+    """Run ``script RANK RANKS FOLDER`` in that many processes at once; all have to end well."""
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(rank), "2", str(folder)],
+            [sys.executable, "-c", script, str(rank), str(ranks), str(folder)],
             cwd=Path(__file__).parent.parent,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+    finally:
+        for process in processes:
+            process.kill()  # those that would wait for one that has failed

@@ -27,7 +27,7 @@ dist.init_process_group(
 torch.manual_seed(100 + rank)  # every rank has its own stream
 model = network()
 calls = []
-for name in ("all_reduce", "all_gather_object", "broadcast"):
+for name in ("all_reduce", "all_gather_object", "broadcast", "broadcast_object_list"):
     real = getattr(dist, name)
     def counted(*args, _real=real, _name=name, **kwargs):
         calls.append(_name)
@@ -49,9 +49,11 @@ with watch:
         report = watch.close_window()
     window = calls[setup:]
     model(batches()[rank])
+    setup = len(calls)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         second = watch.close_window()
+        later = calls[setup:]
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         for step in range(12):
             model(batches()[rank])
@@ -71,6 +73,7 @@ result = {
     "report": report,
     "second": second,
     "collectives": window,
+    "later collectives": later,
     "second weights": weights,
     "weights": model.state_dict(),
 }
@@ -149,9 +152,14 @@ def test_every_rank_treats_alike(ranks: list[dict[str, Any]]) -> None:
         assert torch.equal(value, second[name]), name
 
 
-def test_a_window_takes_a_fixed_number_of_collectives(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_that_met_different_sites_take_two_more_collectives_in_that_window(
+    ranks: list[dict[str, Any]],
+) -> None:
+    news = ["broadcast_object_list", "all_gather_object"]
     for rank in ranks:
-        assert rank["collectives"] == ["all_gather_object", *["all_reduce"] * 3]
+        # The last is for the treatments, which both windows call for.
+        assert rank["collectives"] == ["all_reduce", *news, *["all_reduce"] * 3, "all_reduce"]
+        assert rank["later collectives"] == ["all_reduce"] * 5
 
 
 def test_a_loss_that_rises_on_one_rank_undoes_a_treatment_on_all(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 from deadwatch import Recycle, Remedy, Restandardize, Rules, ThermalKick, Watch
 from tests.clinic import DEAD, Patient
 from tests.nets import conv, images, mlp, vectors
+from tests.ranks import run_ranks
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,3 +133,54 @@ def test_new_rows_on_the_device(remedy: Remedy) -> None:
     report, _ = patient.treated(remedy)
     assert report.treatments[0].units.tolist() == DEAD
     torch.testing.assert_close(patient.model(patient.x), before)
+
+
+def on_devices(device: str) -> str:
+    """A script: each rank treats its part of the samples, on a device of its own."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    return f"""
+import os, pickle, sys
+import torch
+import torch.distributed as dist
+from deadwatch import Policy, Recycle, Rules, Watch
+from tests.nets import mlp, vectors
+
+rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+device = "cuda:%d" % rank if "{device}" == "cuda" else "cpu"
+if "{device}" == "cuda":
+    torch.cuda.set_device(rank)
+dist.init_process_group("{backend}", init_method="file://%s/store" % folder, rank=rank,
+                        world_size=world)
+torch.manual_seed(0)
+model = mlp()
+with torch.no_grad():
+    model[0].bias[:3] = -40
+model = model.to(device)
+model = torch.nn.parallel.DistributedDataParallel(model)
+optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+policy = Policy((Recycle(),), when=0.0, cooldown=0)
+with Watch(model, optimizer=optimizer, policy=policy, rules=Rules(min_samples=1)) as watch:
+    for step in range(4):
+        model(vectors().to(device)[rank::world]).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.step()
+    report = watch.close_window()
+weights = [parameter.detach().cpu() for parameter in model.parameters()]
+with open("%s/rank%d.pkl" % (folder, rank), "wb") as file:
+    pickle.dump((report["1"].samples, report["1"].dead, weights), file)
+dist.barrier()
+sys.stdout.flush()
+os._exit(0)  # gloo's own threads now and then abort an orderly exit
+"""
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_devices_agree_over_nccl(tmp_path: Path) -> None:
+    run_ranks(on_devices("cuda"), tmp_path)
+    first, second = (pickle.loads((tmp_path / f"rank{n}.pkl").read_bytes()) for n in range(2))
+    assert first[0] == second[0] == 4 * len(vectors())
+    assert first[1][:3].all()
+    np.testing.assert_array_equal(first[1], second[1])
+    for one, other in zip(first[2], second[2], strict=True):
+        assert torch.equal(one, other)

@@ -36,7 +36,9 @@ LAYERS: dict[str, set[str]] = {
     "__main__": {"cli"},
     "restoring": GROUND | {"treat"},
     "fusing": GROUND | {"treat"},
-    "lightning": GROUND | {"observe", "judge", "treat", "show", "settings", "watch", "restoring"},
+    "trainers": GROUND | {"restoring"},
+    "lightning": GROUND
+    | {"observe", "judge", "treat", "show", "settings", "watch", "restoring", "trainers"},
     "__init__": GROUND
     | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing"}
     | {"lightning"},
@@ -89,7 +91,8 @@ SINGLE_HOMES = {
     "function modes": ("observe/listen.py", {"TorchFunctionMode"}),
     "collectives": (
         "observe/reduce.py",
-        {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"},
+        {"all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier"}
+        | {"broadcast_object_list", "gather_object", "reduce_scatter_tensor"},
     ),
     "gathering of sharded parameters": ("treat/shards.py", {"full_tensor", "redistribute"}),
     "parameter writes": ("treat/surgery.py", {"index_copy_"}),
@@ -123,7 +126,7 @@ def test_only_surgery_and_optim_change_tensors_in_place_under_treat() -> None:
 
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero"}
 MAY_WAIT = {  # once a window, once a site, or once a kind of activation
-    *("fetch", "adopt", "_all_reduce", "common_seed", "measure_gate", "largest", "_seconds"),
+    *("fetch", "adopt", "_all_reduce", "common_seed", "measure_gate", "_largest", "_seconds"),
 }
 
 

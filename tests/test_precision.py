@@ -346,7 +346,9 @@ def test_the_host_finds_what_several_passes_find(
         stats.update_(total, part)
     found = {name: value.numpy() for name, value in total.items()}
     several = in_passes(z, dim, gate)
-    assert_same(found, several, gate)
+    narrow = {name: found[name].astype(np.float32) for name in ("min", "max")}
+    assert_same({**found, **narrow}, several, gate)  # the passes hold extremes in float32
+    assert found["min"].dtype == np.float64
     rows = z.movedim(dim, -1).reshape(-1, z.shape[dim]).double().numpy()
     np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(found["m2"], rows.var(0) * len(rows), rtol=1e-5, atol=1e-3)

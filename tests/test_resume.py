@@ -316,15 +316,14 @@ def test_activations_that_are_watched_only_now_start_anew() -> None:
     assert [site.samples for site in run.watch.peek().values()] == [16, 8]
 
 
-def test_what_was_measured_by_another_number_of_processes_is_left_out_and_told() -> None:
+def test_what_was_measured_by_another_number_of_processes_adds_up() -> None:
     state = saved(Setup(mlp))
     run = Run(Setup(mlp))
     state["ranks"] *= 2
-    with pytest.warns(ResumeWarning, match="saved by 2 processes"):
-        run.watch.load_state_dict(state)
+    run.watch.load_state_dict(state)
     report = run.watch.peek()
     assert (report.window.index, report.window.first_step) == (1, 4)
-    assert [site.samples for site in report.values()] == [0, 0]
+    assert [site.samples for site in report.values()] == [16, 16]
 
 
 def test_a_policy_that_is_gone_is_told() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -15,7 +15,7 @@ from deadwatch.observe.gates import swapped_units
 from deadwatch.observe.knowledge import Knowledge, Shapes
 from deadwatch.observe.sites import Candidate
 from deadwatch.plain import from_plain, to_plain
-from deadwatch.records import Bools, Gate, Ints, Site
+from deadwatch.records import Bools, Gate, Ints, Share, Site, SiteSnapshot
 
 
 @dataclass(eq=False)
@@ -38,11 +38,14 @@ class SiteState:
         sampled: The step whose moments were last taken, -1 for none in this window.
         last: The step in which it last ran uncompiled.
         hidden: Whether what is known comes only from forwards that were kept uncompiled.
+        lost: Whether observing it was given up.
         waiting: Whether it was read from a checkpoint and has not run since.
         settled: Whether every gate is known to have been open in this window.
         checks: How often liveness was looked for in this window.
         signed: Whether outputs may be negative.
         finite: Finite elements of every unit whose moments were taken, if that is one number.
+        share: Which part of the site lies in this process.
+        distributed: Whether its inputs are DTensors.
     """
 
     base: str
@@ -60,11 +63,14 @@ class SiteState:
     sampled: int = -1
     last: int = -1
     hidden: bool = False
+    lost: bool = False
     waiting: bool = False
     settled: bool = False
     checks: int = 0
     signed: bool = True
     finite: int | None = None
+    share: Share = field(default_factory=Share)
+    distributed: bool = False
 
     @classmethod
     def start(cls, base: str, site: Site, candidate: Candidate, z: Tensor, dim: int) -> SiteState:
@@ -97,6 +103,25 @@ class SiteState:
         values = {name: from_plain(hints[name], saved[name]) for name in _SAVED}
         gate = values["site"].gate
         return cls(**values, module=nn.Identity(), gate=gate, waiting=True)
+
+    @classmethod
+    def of(cls, snap: SiteSnapshot, own: SiteState | None) -> SiteState:
+        """What a snapshot holds; the rest is this process's ``own``, if it has the site."""
+        host = torch.device("cpu")
+        like = stats.new(snap.units, host, wide=True) if own is None else own.data
+        data = {
+            name: torch.from_numpy(snap.data[name][: len(one)]).to("cpu", one.dtype)
+            for name, one in like.items()
+        }
+        seen = torch.zeros(1, dtype=torch.int64)
+        kept: dict[str, Any] = {"age": snap.age, "flat": snap.flat, "samples": snap.samples}
+        kept |= {"data": data, "seen": seen, "finite": None}
+        if own is not None:
+            return replace(own, **kept)
+        site = snap.site
+        assert site.unit_dim is not None
+        dim = site.unit_dim - site.ndim if site.unit_dim >= 0 else site.unit_dim
+        return cls(snap.base, site, nn.Identity(), snap.units, dim, gate=site.gate, **kept)
 
     def take_up(self, candidate: Candidate, z: Tensor) -> None:
         """Go on with the activation that it has been found to be."""
@@ -201,6 +226,21 @@ class SiteState:
         found = knowledge.wiring(self.site.name, shapes)
         self.site = replace(self.site, **vars(found))
 
+    def merge(self, other: SiteState) -> None:
+        """Add what another process measured of this site in the same window."""
+        data: stats.Batch = {
+            name: part.to(self.data[name].dtype) for name, part in other.data.items()
+        }
+        stats.update_(self.data, data)
+        self.seen.add_(other.seen)
+        self.samples += other.samples
+        self.age = np.maximum(self.age, other.age)
+        self.sampled = max(self.sampled, other.sampled)
+        self.last = max(self.last, other.last)
+        self.hidden = self.hidden and other.hidden
+        known = self.finite is not None and other.finite is not None
+        self.finite = (self.finite or 0) + (other.finite or 0) if known else None
+
     def restart(self, age: Ints) -> None:
         """Begin a window."""
         restart([self], {self.site.name: age})
@@ -217,7 +257,7 @@ class SiteState:
 
 _SAVED = (
     *("base", "site", "units", "dim", "data", "age", "flat"),
-    *("seen", "samples", "sampled", "last", "hidden", "finite"),
+    *("seen", "samples", "sampled", "last", "hidden", "finite", "share"),
 )
 """What of a site's state is not told by its module."""
 
@@ -230,4 +270,8 @@ def restart(states: Collection[SiteState], ages: Mapping[str, Ints]) -> None:
     for state in states:
         state.samples, state.sampled = 0, -1
         state.settled, state.checks, state.finite = False, 0, 0
-        state.age = ages[state.site.name].copy()  # a report holds the other
+        age = ages[state.site.name]  # of all units, of which this process may have a part
+        first = state.share.first if state.share.total is not None else 0
+        age = age[first : first + state.units].copy()  # a report holds the other
+        # Ranks that have found different numbers of units know no age.
+        state.age = age if len(age) == state.units else np.zeros(state.units, np.int64)

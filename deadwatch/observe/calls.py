@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.clock import Clock
-from deadwatch.observe.frames import Counting, CurrentFrame, Frame
+from deadwatch.observe.frames import Counting, CurrentFrame, Frame, is_redirected
 from deadwatch.observe.functions import FunctionalCall, Row
 from deadwatch.observe.hooks import is_real, is_running, no_dispatch_modes
 from deadwatch.observe.ingraph import InGraph
@@ -26,8 +26,10 @@ from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import Lookout
 from deadwatch.observe.meter import Meter
 from deadwatch.observe.places import Place, call_name, source_of
-from deadwatch.observe.remarks import tell_another, tell_failure, tell_guess
+from deadwatch.observe.remarks import tell_failure, tell_guess
+from deadwatch.observe.sharding import known, local_of, locate, whole_units
 from deadwatch.observe.sites import Selection, assumed_unit_dim, function_base, pre_activation
+from deadwatch.observe.strategies import tensor_parallel
 from deadwatch.observe.wiring import Tracer
 
 
@@ -51,6 +53,7 @@ class Calls:
         traced: The parts whose wiring is known.
         meter: Measures what watching costs, while that decides how often moments are taken.
         given_up: Names of the places that are no longer observed.
+        parallel: Whether the model is tensor parallel.
         frames: Counted frames of each module in this window, while functions are only looked for.
     """
 
@@ -75,13 +78,12 @@ class Calls:
         self.tracer = Tracer(model)
         self.traced: set[nn.Module] = set()
         self.given_up: set[str] = set()
+        self.parallel = False
         self.clock = clock
         self.meter: Meter | None = None
         self._model = model
-        self._layout = layout
-        self._selection = selection
-        self._counting = counting
-        self._before_frame = before_frame
+        self._layout, self._selection = layout, selection
+        self._counting, self._before_frame = counting, before_frame
         self.frames: Counter[nn.Module] = Counter()
         self._places: dict[str, Place] = {}
         self._current = CurrentFrame()
@@ -109,6 +111,8 @@ class Calls:
         """A module that is no activation is called."""
         frame = self._current.running()
         if frame is None:
+            if "forward" in module.__dict__ and is_redirected(module):
+                return
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
             frame = self._begin_frame(module, sys._getframe(3))
         elif not frame.follows:
@@ -187,6 +191,7 @@ class Calls:
     def _start_trace(self, frame: Frame, module: nn.Module) -> None:
         if self._tracing is not None and not is_running(self._tracing.python):
             self._drop_trace()
+        self.parallel = self.parallel or bool(tensor_parallel(self._model))
         if self._tracing is None and not any(is_lazy(p) for p in self._model.parameters()):
             self._tracing = frame
             self.tracer.begin(self._layout.path_of(module))
@@ -322,13 +327,14 @@ class Calls:
         with torch._C.DisableTorchFunction(), torch.no_grad(), no_dispatch_modes(), self._lock:
             if not (is_real(source) and source.is_floating_point()):
                 return None
-            z = pre_activation(module, source)
+            z = pre_activation(module, source if type(source) is Tensor else local_of(source))
             call = self._number(frame, place, base)
             name = call_name(base, call, self._layout.names)
-            state = self._known_site(name, z)
+            state = known(self.sites.get(name), source, z, parallel=self.parallel)
             if state is None:
                 dim, guessed = self._axis(frame, base, module, source)
                 state = place.start(place.site(name, base, call), module, z, dim)
+                locate(state, source, parallel=self.parallel)
                 self._add_site(frame, place, state)
                 if guessed:
                     tell_guess(state.site, base, z)
@@ -342,16 +348,9 @@ class Calls:
             state.observe(z, self.clock.tick, self.clock.gap)
         with torch._C.DisableTorchFunction():  # but with gradients as they are
             if self._tracing is frame and source.ndim:
-                self.tracer.enter_site(name, source, state.dim_of(source), state.units)
+                units = whole_units(source, state.units, state.share)
+                self.tracer.enter_site(name, source, state.dim_of(source), units)
         return state
-
-    def _known_site(self, name: str, z: Tensor) -> SiteState | None:
-        """What is kept of a site; None if nothing, or what a checkpoint knew of another model."""
-        state = self.sites.get(name)
-        if state is None or not state.waiting or state.fits(z):
-            return state
-        tell_another(state, z)
-        return None
 
     def _number(self, frame: Frame, place: Place, base: str) -> int:
         """Which call of a place within its frame this is."""
@@ -365,7 +364,8 @@ class Calls:
         try:
             with torch._C.DisableTorchFunction(), no_dispatch_modes(), self._lock:
                 with torch.no_grad():
-                    state.observe_output(output.detach(), self.clock.tick)
+                    h = output if type(output) is Tensor else local_of(output)
+                    state.observe_output(h.detach(), self.clock.tick)
                 if self._tracing is frame and output.ndim:
                     self.tracer.leave_site(state.site.name, output, state.dim_of(output))
         except Exception as error:  # as above

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,15 +16,22 @@ from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.plain import from_plain, to_plain
+from deadwatch.records import Snapshot
 
 
-def save(calls: Calls, model: nn.Module) -> dict[str, Any]:
-    """The window so far, and what is known of sites and wiring, in plain values."""
+def save(calls: Calls, model: nn.Module, measured: Snapshot | None = None) -> dict[str, Any]:
+    """The window so far, and what is known of sites and wiring, in plain values.
+
+    Args:
+        calls: What is kept.
+        model: The model.
+        measured: What all processes measured; None for what this one did.
+    """
     paths = {module: readable(path) for path, module in model.named_modules()}
     return {
         "clock": {name: getattr(calls.clock, name) for name in _OF_CLOCK},
         "interval": calls.clock.every if calls.clock.auto else None,
-        "sites": [_site(state, calls) for state in calls.sites.values()],
+        "sites": [_site(state, calls) for state in _states(calls, measured)],
         "wiring": to_plain(calls.tracer.knowledge),
         "traced": sorted(paths[module] for module in calls.traced if module in paths),
         "given_up": sorted(calls.given_up),
@@ -41,6 +48,19 @@ def _site(state: SiteState, calls: Calls) -> dict[str, Any]:
     return saved
 
 
+def size_of(calls: Calls) -> int:
+    """Bytes of the statistics that `save` takes, on the whole."""
+    return sum(t.nbytes for state in calls.sites.values() for t in state.data.values())
+
+
+def _states(calls: Calls, measured: Snapshot | None) -> Iterator[SiteState]:
+    found = dict(calls.sites)
+    for snap in measured.sites if measured is not None else ():
+        if snap.data:
+            found[snap.site.name] = SiteState.of(snap, found.get(snap.site.name))
+    yield from found.values()
+
+
 def load(
     saved: Mapping[str, Any],
     calls: Calls,
@@ -48,7 +68,7 @@ def load(
     selection: Selection,
     model: nn.Module,
     *,
-    measured: bool,
+    empty: bool,
 ) -> None:
     """Take over what `save` returned.
 
@@ -58,7 +78,7 @@ def load(
         layout: The modules of the model.
         selection: Which activations to watch.
         model: The model.
-        measured: False to leave out what was measured in the window so far.
+        empty: Whether another process takes over what was measured in the window so far.
 
     Raises:
         DeadwatchError: Forwards have been counted already.
@@ -77,12 +97,38 @@ def load(
     _warn_of_others(states, kept)
     for state in kept:
         calls.sites[state.site.name] = state
-        if not measured:
+        if empty:
+            sampled = state.sampled
             state.restart(state.age)
+            state.sampled = sampled  # all processes take moments on the same steps
     calls.tracer.knowledge = from_plain(Knowledge, saved["wiring"])
     calls.traced = {modules[path] for path in saved["traced"] if path in modules}
     calls.given_up = set(saved["given_up"])
     _load_places(kept, layout, calls.given_up)
+
+
+def merged(saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One state out of those of several processes, as if one had seen all their data.
+
+    Ages, steps and intervals are the same on all that have them, and so is the rest of what is
+    known of a site; what was measured adds up.
+    """
+    states: dict[str, SiteState] = {}
+    knowledge = Knowledge()
+    for one in saved:
+        knowledge.learn(from_plain(Knowledge, one["wiring"]))
+        for site in map(SiteState.load, one["sites"]):
+            known = states.setdefault(site.site.name, site)
+            if known is not site and known.units == site.units:
+                known.merge(site)
+    return {
+        "clock": {name: max(one["clock"][name] for one in saved) for name in _OF_CLOCK},
+        "interval": saved[0]["interval"],
+        "sites": [state.state_dict() for state in states.values()],
+        "wiring": to_plain(knowledge),
+        "traced": sorted({path for one in saved for path in one["traced"]}),
+        "given_up": sorted({name for one in saved for name in one["given_up"]}),
+    }
 
 
 def _is_there(

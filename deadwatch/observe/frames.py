@@ -10,6 +10,9 @@ counted frame a call counts unless it
 - recomputes for activation checkpointing, inside a backward pass;
 - is made under a transform of `torch.func`, or while the model is traced or exported.
 
+A wrapper such as DDP is sent to some methods of a model by Lightning, its training step above all.
+Such a call is no frame: what the training step calls of the model are frames, as without a wrapper.
+
 Frames belong to threads: two threads that run the model at once have one each.
 """
 
@@ -19,7 +22,7 @@ import sys
 import threading
 from collections import Counter
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import torch
@@ -27,6 +30,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 
 from deadwatch.observe.hooks import is_recomputing, is_running
+from deadwatch.observe.strategies import PIPELINES, is_inferring
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Counting:
     def frame(self, module: nn.Module) -> bool:
         """Whether a frame that begins with ``module`` counts."""
         training = self.evaluation or module.training
-        return training and self.call()
+        return training and self.call() and not (PIPELINES in sys.modules and is_inferring())
 
     def call(self) -> bool:
         """Whether a call counts, if its frame does."""
@@ -126,6 +130,19 @@ class CurrentFrame(threading.local):
         if self.frame is not None and not is_running(self.frame.python):
             self.frame = None
         return self.frame
+
+
+def is_redirected(module: nn.Module) -> bool:
+    """Whether a module's own ``forward`` stands for another method, such as a training step.
+
+    Lightning puts that into the place of ``forward`` while the wrapper around a model runs it.
+    """
+    forward = vars(module).get("forward")
+    return (
+        isinstance(forward, FunctionType)
+        and forward.__name__ == "wrapped_forward"
+        and forward.__module__.startswith(("lightning", "pytorch_lightning"))
+    )
 
 
 def _is_transformed() -> bool:

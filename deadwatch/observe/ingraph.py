@@ -160,7 +160,7 @@ class InGraph:
             return
         state = place.states[call]
         with torch.no_grad():
-            z = pre_activation(state.module, source)
+            z = pre_activation(state.module, _local(source) if state.distributed else source)
             if z.numel():
                 weight = self.weights[z.device]
                 state.seen.add_(weight * (z.numel() // state.units))
@@ -178,8 +178,9 @@ class InGraph:
         state = place.states[call]
         with torch.no_grad():
             if self.moments and output.numel():
-                batch = kernels.fused_outputs(output.detach(), state.dim, signed=state.signed)
-                stats.update_(state.data, stats.weighted(batch, self.weights[output.device]))
+                h = (_local(output) if state.distributed else output).detach()
+                batch = kernels.fused_outputs(h, state.dim, signed=state.signed)
+                stats.update_(state.data, stats.weighted(batch, self.weights[h.device]))
 
     def _call(self, place: Place) -> int:
         """How often a place was called before, in this frame; -1 if its next site is not known."""
@@ -189,6 +190,12 @@ class InGraph:
         elif len(place.states) > 1:
             return -1  # the calls of this frame have not been counted
         return calls if calls < len(place.states) else -1
+
+
+def _local(tensor: Any) -> Tensor:
+    """The local part of a DTensor; here the compiler does not know what has one and what not."""
+    local: Tensor = tensor.to_local()
+    return local
 
 
 def trace_time(function: Callable[P, R]) -> Callable[P, R]:

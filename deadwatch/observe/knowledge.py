@@ -67,6 +67,19 @@ class Knowledge:
         if name not in names:
             names.append(name)
 
+    def learn(self, other: Knowledge) -> None:
+        """Take in what another process has found of the same model."""
+        self.failed = self.failed or other.failed
+        for site, visits in other.visits.items():
+            for visit in visits:
+                self.add_visit(site, visit)
+        for parameter, roles in other.roles.items():
+            self.roles.setdefault(parameter, set()).update(roles)
+            self.shapes[parameter] = other.shapes[parameter]
+        for parameter, names in other.ties.items():
+            for name in names:
+                self.add_name(parameter, name)
+
     def saw(self, site: str) -> bool:
         """Whether there is anything to say of the site's wiring."""
         return bool(self.failed) or site in self.visits

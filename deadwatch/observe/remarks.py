@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 
 from torch import Tensor
 
-from deadwatch.errors import AmbiguousUnitDimWarning, ResumeWarning, SiteDisabledWarning
+from deadwatch.errors import (
+    AmbiguousUnitDimWarning,
+    ResumeWarning,
+    SiteDisabledWarning,
+    UnseenSiteWarning,
+)
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.places import Place
-from deadwatch.records import Site
+from deadwatch.records import Site, WindowReport
+
+FAILED = "observing them failed, on this process or another, and was given up"
+"""Why nothing is known of sites that some process does not observe any more."""
 
 
 def tell_guess(site: Site, base: str, z: Tensor) -> None:
@@ -40,3 +49,33 @@ def tell_failure(place: Place | None, error: Exception) -> None:
         SiteDisabledWarning,
         stacklevel=3,
     )
+
+
+def tell_unseen(report: WindowReport, missing: Mapping[str, str], *, attached: bool = True) -> None:
+    """Warn of activations of which nothing is known.
+
+    Args:
+        report: The window.
+        missing: By name, why nothing is known of sites that may have run.
+        attached: Whether the watch is.
+    """
+    unseen: dict[str, list[str]] = {}
+    other = _NOT_RUN if attached else _NOT_ATTACHED
+    for name, site in report.sites.items():
+        if site.unseen:
+            unseen.setdefault(missing.get(name, other), []).append(name)
+    for why, names in unseen.items():
+        warnings.warn(
+            f"not seen in window {report.window.index}: {', '.join(names)}. Nothing is known of "
+            f"these activations: {why}.",
+            UnseenSiteWarning,
+            stacklevel=3,
+        )
+
+
+_NOT_RUN = (
+    "they did not run in a counted forward, or torch.compile hid them. Only forwards in training "
+    "mode with gradients on count, while the watch is attached"
+)
+
+_NOT_ATTACHED = "the watch is not attached; train inside of `with watch:`, or call attach()"

@@ -90,13 +90,18 @@ def assumed_unit_dim(z: Tensor) -> tuple[int, bool]:
     if z.ndim <= 2:
         return -1, False
     node: Any = z.grad_fn
+    last = z.shape[-1]
     while node is not None:
-        name = node.name().rstrip("0123456789").removesuffix("Backward")
+        name = name_of(node)
         if name in _CHANNELS_FIRST:
             return 1 - z.ndim, False
         if name in _FEATURES_LAST:
             return -1, False
-        followed = name in _ELEMENT_WISE or (name in _VIEWS and _keeps_last(node, z))
+        if name in _OF_DTENSORS:
+            spec = getattr(node, "dtensor_spec", None)  # of which z may be a local part
+            last = last if spec is None else spec.shape[-1]
+        followed = name in ELEMENT_WISE or (name in _VIEWS and _keeps_last(node, last))
+        followed = followed or name in _OF_DTENSORS
         parents = [parent for parent, _ in node.next_functions if parent is not None]
         node = parents[0] if followed and parents else None
     return (-1 if z.ndim == 3 else 1 - z.ndim), True
@@ -106,17 +111,24 @@ _CHANNELS_FIRST = frozenset(
     {"Convolution", "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "NativeGroupNorm"}
 )
 _FEATURES_LAST = frozenset({"Addmm", "Mm", "Linear", "NativeLayerNorm", "FusedRmsNorm"})
-_ELEMENT_WISE = frozenset(
+ELEMENT_WISE = frozenset(
     {"Add", "Sub", "Mul", "Div", "Relu", "Gelu", "Silu", "Tanh", "Sigmoid", "NativeDropout"}
     | {"ToCopy"}
 )
+"""Nodes of autograd's graph that keep every element in its place."""
 _VIEWS = frozenset({"View", "UnsafeView"})
+_OF_DTENSORS = frozenset({"_ToTorchTensor", "Redistribute"})
 
 
-def _keeps_last(view: Any, z: Tensor) -> bool:
+def name_of(node: Any) -> str:
+    """The operation that a node of autograd's graph is of."""
+    return str(node.name().rstrip("0123456789").removesuffix("Backward"))
+
+
+def _keeps_last(view: Any, last: int) -> bool:
     """Whether a view only splits the first of two axes: a dense layer on more than two makes it."""
     sizes = view._saved_self_sym_sizes
-    return len(sizes) == 2 and sizes[-1] == z.shape[-1]
+    return len(sizes) == 2 and sizes[-1] == last
 
 
 def _activations(model: nn.Module) -> list[Candidate]:
@@ -148,6 +160,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
     """The model that `torch.compile` wrapped; the model itself if it did not."""
     original = getattr(model, "_orig_mod", None)
     return original if isinstance(original, nn.Module) else model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without what `torch.compile` and DDP have wrapped around it."""
+    inner = uncompiled(model)
+    if isinstance(inner, nn.parallel.DistributedDataParallel):
+        return unwrapped(inner.get_submodule("module"))
+    return model if inner is model else unwrapped(inner)
 
 
 def readable(path: str) -> str:

@@ -31,7 +31,11 @@ from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
+from deadwatch.observe.reduce import alike, every_rank, is_too_much, merge, mine, rank
+from deadwatch.observe.remarks import FAILED
+from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import Selection
+from deadwatch.observe.strategies import staged, tensor_parallel
 from deadwatch.observe.transfer import fetch
 from deadwatch.records import Ints, Snapshot, Window
 
@@ -91,6 +95,7 @@ class Taps:
             if not self._counting.evaluation:  # graphs look only at what trains
                 forget_graphs(Ears.hears)
             self._calls.lookout.begin()
+            self._calls.parallel = bool(tensor_parallel(self._model))
             self._layout.refresh()
             self._graph.traced = self._graph.traced or self._layout.compiled
             self.warn_if_bare(ran=False)
@@ -241,6 +246,7 @@ class Taps:
         knowledge, sites = self._calls.tracer.knowledge, self._calls.sites.values()
         for state in sites:
             state.hidden = self._calls.lookout.is_hidden(state, self._clock.tick)
+            state.lost = state.base in self._calls.given_up
             if knowledge.saw(state.site.name):
                 state.resolve(knowledge, shapes)
         ran = {state.base for state in sites}
@@ -248,12 +254,17 @@ class Taps:
         never = [place.unseen() for place in places if place.base not in ran]
         clock = self._clock
         window = Window(clock.window, clock.start, max(clock.start, clock.tick - 1))
-        return Snapshot(window, (*fetch(list(sites)), *never))
+        lost = self._calls.given_up
+        lost = lost.union(state.site.name for state in sites if state.base in lost)
+        found = staged(self._model, (*fetch(list(sites)), *never))
+        return Snapshot(window, found, clock.tick, dict.fromkeys(lost, FAILED))
 
-    def restart(self, ages: Mapping[str, Ints]) -> None:
-        """Begin the next window; ``ages`` are those of the one that ended, by site name."""
+    def restart(self, ended: Snapshot) -> None:
+        """Begin the next window; ``ended`` is what all ranks measured in the last."""
         self.warn_if_bare(ran=True)
+        ages = {site.site.name: site.age for site in ended.sites}
         clock = self._clock
+        clock.tick = max(clock.tick, ended.steps)  # a rank may have run out of data
         clock.window, clock.start = clock.window + 1, clock.tick
         self._calls.frames.clear()
         if clock.window & (clock.window - 1) == 0:
@@ -293,15 +304,39 @@ class Taps:
 
     # ── checkpoints ─────────────────────────────────────────────────────────────────────
 
-    def state_dict(self) -> dict[str, Any]:
-        """Where the run stands, in plain values."""
-        return checkpoint.save(self._calls, self._model)
+    def state_dict(self, measured: Snapshot | None = None) -> dict[str, Any]:
+        """Where the run stands, in plain values; see `checkpoint.save`."""
+        return checkpoint.save(self._calls, self._model, measured)
 
-    def load_state_dict(self, saved: Mapping[str, Any], *, measured: bool = True) -> None:
+    def gather(self, roll: Roll, own: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Where each process stands, with what else is its ``own``; a collective call.
+
+        Where that would be too much for each of them, one state of all together.
+        """
+        if not is_too_much(checkpoint.size_of(self._calls)):
+            return every_rank({**own, "taps": self.state_dict()})
+        taps = self.state_dict(merge(self.read(), roll))
+        known = {**taps, "sites": []}
+        if not alike(known):
+            taps = checkpoint.merged([taps, *every_rank(known)])
+        return [{**own, "taps": taps}]
+
+    def share_out(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        """Go on where the processes stood whose `gather` this is; returns what was one's own.
+
+        If there were as many as now, each goes on as itself. Else the first takes over what all
+        had measured; the others know the same, and measure from here on.
+        """
+        own: dict[str, Any] | None = mine(ranks)
+        if own is not None:
+            self.load_state_dict(own["taps"])
+            return own
+        self.load_state_dict(checkpoint.merged([one["taps"] for one in ranks]), empty=rank() > 0)
+        return ranks[rank() % len(ranks)]
+
+    def load_state_dict(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
         """Go on where another run stood; see `checkpoint.load`."""
-        checkpoint.load(
-            saved, self._calls, self._layout, self._selection, self._model, measured=measured
-        )
+        checkpoint.load(saved, self._calls, self._layout, self._selection, self._model, empty=empty)
         if self._clock.every:
             self._calls.meter = None
         self._between_steps()

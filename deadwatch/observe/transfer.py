@@ -79,9 +79,11 @@ def _unpack(
 
 def _snapshot(state: SiteState, seen: int, data: dict[str, npt.NDArray[Any]]) -> SiteSnapshot:
     samples = state.samples + seen
-    if state.hidden and not seen:
+    if state.lost or (state.hidden and not seen):
         samples, data = 0, stats.blank(state.units)
-    return SiteSnapshot(state.site, samples, data, state.age, state.flat)
+    if state.lost:  # any gate may have been open here: what other ranks saw proves no death
+        data["suspect"][:] = True
+    return SiteSnapshot(state.site, samples, data, state.age, state.flat, state.share)
 
 
 _WIDEST = 8

@@ -5,7 +5,7 @@ Arrays named "(C,)" have one entry per unit of the site.
 """
 
 from deadwatch.records.arrays import Bools, Floats, Ints
-from deadwatch.records.measured import SiteSnapshot, Snapshot, Window
+from deadwatch.records.measured import Share, SiteSnapshot, Snapshot, Window
 from deadwatch.records.reports import SiteReport, State, WindowReport
 from deadwatch.records.sites import Gate, Site, Wire
 from deadwatch.records.treated import Change, Outcome, Refusal, Treatment
@@ -18,6 +18,7 @@ __all__ = [
     "Ints",
     "Outcome",
     "Refusal",
+    "Share",
     "Site",
     "SiteReport",
     "SiteSnapshot",

@@ -75,6 +75,11 @@ class SiteReport:
         return len(self.state)
 
     @property
+    def unseen(self) -> bool:
+        """Whether nothing is known of it in the window."""
+        return not self.samples
+
+    @property
     def dead(self) -> Bools:
         """Which units are dead (C,)."""
         dead: Bools = self.state == State.DEAD

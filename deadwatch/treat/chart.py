@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,9 @@ class InCourse:
         return self.began == treatment.step and np.array_equal(self.treated, treatment.units)
 
 
+_CHANGING = ("rung", "times", "controls", "undone", "hold_until", "courses")
+
+
 @dataclass(eq=False)
 class Chart:
     """One site's history.
@@ -90,6 +94,11 @@ class Chart:
     def of(cls, units: int) -> Chart:
         """A blank chart for a site with so many units."""
         return cls(np.zeros(units, np.int64), np.zeros(units, np.int64), np.zeros(units, np.bool_))
+
+    def copy(self) -> Chart:
+        """The chart as it is now; the courses in progress are the same."""
+        held = {name: copy(getattr(self, name)) for name in _CHANGING}
+        return replace(self, **held)
 
     def in_course(self) -> Bools:
         """Units whose remedy is still in progress (C,)."""

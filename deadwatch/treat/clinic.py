@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from deadwatch.treat.planning import Planning
 from deadwatch.treat.policy import Policy
 from deadwatch.treat.prevention import Prevention
 from deadwatch.treat.remedies.base import Plan, Remedy
+from deadwatch.treat.slopes import Average
 from deadwatch.treat.theatre import Theatre
 from deadwatch.treat.trial import Trial
 
@@ -36,8 +38,10 @@ class Clinic:
         optimizers: The state that goes with its parameters.
         seed: Seed of all random draws, equal on all ranks.
         total_steps: Training steps of the whole run, None if unknown.
-        agree: Whether a statement is true on any rank; a collective call.
+        largest: The largest of the numbers that all ranks have; a collective call.
+        alike: Whether a value is the same on all ranks; a collective call.
         aside: Makes a context in which no hook of ours is on the model.
+        average: Averages gradients over all ranks; None where there is only one.
     """
 
     def __init__(
@@ -47,21 +51,24 @@ class Clinic:
         optimizers: OptimizerState,
         seed: int,
         total_steps: int | None = None,
-        agree: Callable[[bool], bool] = bool,
+        largest: Callable[[int], int] = int,
+        alike: Callable[[object], bool] = lambda value: True,
         aside: Callable[[], AbstractContextManager[None]] = nullcontext,
+        average: Average | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.notes: list[str] = []
         self._policy = policy
         self._model = model
-        self._theatre = Theatre(model, optimizers, aside)
+        self._theatre = Theatre(model, optimizers, aside, average)
         self._surgery = self._theatre.surgery
         self._optimizers = optimizers
         self._planning = Planning(model, self._theatre, seed)
         self._prevention = Prevention(policy.prevent, model, self._theatre, self._planning)
         self._total_steps = total_steps
         self._charts: dict[str, Chart] = {}
-        self._trial = Trial(self._theatre, self.ledger, self._charts, agree)
+        self._trial = Trial(self._theatre, self.ledger, self._charts, largest)
+        self._alike = alike
         self._waiting: dict[str, Ints] = {}
         self._unreviewed = False
 
@@ -131,12 +138,15 @@ class Clinic:
 
     def attach(self) -> None:
         """Put in force what lasts only as long as deadwatch is attached."""
-        self._optimizers.exempt(slopes_of(self._model).values())
+        slopes = slopes_of(self._model).values()
+        self._optimizers.exempt(slopes)
+        self._theatre.slopes.add(slopes)
         self._prevention.resume()
 
     def detach(self) -> None:
         """Leave nothing of ours on the optimizers; the ledger knows what is still going on."""
         self._optimizers.release()
+        self._theatre.slopes.release()
         for site, chart in self._charts.items():
             for going in chart.courses:
                 self.ledger.note(site, going.treated, going.course.told)
@@ -194,6 +204,7 @@ class Clinic:
         self._review(verdict)
         treatments: list[Treatment] = []
         refusals: list[Refusal] = []
+        before = {name: self._charts[name].copy() for name in self._waiting}
         with self._surgery.surveyed():
             for name, units in self._waiting.items():
                 done, refused = self._treat_site(verdict[name], units, step)
@@ -201,11 +212,33 @@ class Clinic:
                 refusals += refused
                 if done:
                     self._charts[name].rest_until = self._window + 1 + self._policy.cooldown
+        told = [(each.remedy, each.site, each.units.tobytes()) for each in treatments]
+        if self._waiting and not self._alike(told):
+            treatments, refusals = [], self._take_back(treatments, before)
         self._waiting = {}
         self.ledger.record(treatments)
         if treatments and self._policy.guard:
             self.notes += filter(None, [self._trial.begin(treatments)])
         return tuple(treatments), tuple(refusals)
+
+    def _take_back(
+        self, treatments: Sequence[Treatment], before: Mapping[str, Chart]
+    ) -> list[Refusal]:
+        """Not all ranks have treated alike: none has, and all let the sites rest."""
+        for treatment in reversed(treatments):
+            try:
+                self._theatre.undo(treatment)
+            except Exception as error:  # never break training
+                warn_failed(f"undoing {treatment.remedy} on {treatment.site}", error)
+        why = "not all processes could treat these units alike, so that none of them has"
+        for name, chart in before.items():
+            for part in (part for remedy in self._policy.ladder for part in remedy.parts):
+                chart.hold(part.name, self._window)
+            self._charts[name] = replace(chart, controls=self._charts[name].controls)
+        names = " → ".join(remedy.name for remedy in self._policy.ladder)
+        return [
+            Refusal(names, name, units, self._window, why) for name, units in self._waiting.items()
+        ]
 
     def _review(self, verdict: WindowReport) -> None:
         self._unreviewed = False
@@ -290,7 +323,7 @@ class Clinic:
         if not len(units):
             return None, ""
         if self._window < self._charts[report.site.name].hold_until.get(remedy.name, 0):
-            return None, "it is on hold here since the guard undid it"
+            return None, "it is on hold here since it was undone"
         try:
             plan = self._planning.plan(remedy, report, units)
             done.append(self._theatre.apply(plan, report, self._window, step))

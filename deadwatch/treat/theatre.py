@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -12,6 +12,7 @@ from deadwatch.activations import MASK, SwappedActivation
 from deadwatch.records import Change, SiteReport, Treatment
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import Plan
+from deadwatch.treat.slopes import Average, SharedSlopes
 from deadwatch.treat.surgery import Surgery, host_copy
 
 
@@ -22,6 +23,7 @@ class Theatre:
         model: The model.
         optimizers: The state that goes with its parameters.
         aside: Makes a context in which no hook of ours is on the model.
+        average: Averages gradients over all ranks; None where there is only one.
     """
 
     def __init__(
@@ -29,8 +31,10 @@ class Theatre:
         model: nn.Module,
         optimizers: OptimizerState,
         aside: Callable[[], AbstractContextManager[None]],
+        average: Average | None = None,
     ) -> None:
         self.surgery = Surgery(model, aside)
+        self.slopes = SharedSlopes(model, average)
         self.optimizers = optimizers
         self._model = model
         self._replaced: dict[nn.Module, nn.Module] = {}
@@ -38,11 +42,15 @@ class Theatre:
     def apply(self, plan: Plan, report: SiteReport, window: int, step: int) -> Treatment:
         """Carry a plan out; the treatment says all that was written."""
         changes = list(self.surgery.apply(plan.edits))
-        for restart in plan.restarts:
-            changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
+        try:
+            for restart in plan.restarts:
+                changes += self.optimizers.restart(self.surgery.tensor(restart.tensor), restart)
+            if plan.swap is not None:
+                changes += self._swap(*plan.swap, report)
+        except Exception:
+            self._undo(changes)
+            raise
         site = report.site
-        if plan.swap is not None:
-            changes += self._swap(*plan.swap, report)
         return Treatment(
             plan.remedy,
             site.name,
@@ -51,7 +59,7 @@ class Theatre:
             step,
             plan.quiet,
             tuple(changes),
-            plan.note,
+            plan.note + (self.slopes.told(plan.swap[1]) if plan.swap is not None else ""),
             plan.swap[0] if plan.swap is not None else "",
         )
 
@@ -63,7 +71,10 @@ class Theatre:
         """
         if treatment.swapped:
             self._swap_back(treatment)
-        for change in reversed(treatment.changes):
+        self._undo(treatment.changes)
+
+    def _undo(self, changes: Sequence[Change]) -> None:
+        for change in reversed(changes):
             if change.state:
                 self.optimizers.undo(self.surgery.tensor(change.tensor), change)
             else:
@@ -84,6 +95,7 @@ class Theatre:
                 beside = self.surgery.tensor(producers[0].weight)
                 self.optimizers.insert(parameter, beside, dict(self._model.named_parameters()))
                 self.optimizers.exempt([parameter])  # a slope shall not decay to zero
+                self.slopes.add([parameter])
         if isinstance(old, SwappedActivation) and isinstance(module, SwappedActivation):
             return [self._widened(path, old.deadwatch_mask)]
         return []
@@ -110,3 +122,4 @@ class Theatre:
         for parameter in now.parameters():
             if id(parameter) not in kept:
                 self.optimizers.remove(parameter)
+                self.slopes.discard(parameter)

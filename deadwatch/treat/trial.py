@@ -15,6 +15,8 @@ from deadwatch.treat.guard import LOOK, LossBand
 from deadwatch.treat.ledger import Ledger
 from deadwatch.treat.theatre import Theatre
 
+_BROKEN = 2  # more than whether a trial goes on
+
 
 class Trial:
     """Takes treatments back if the loss leaves its band, and lets their remedies rest.
@@ -23,7 +25,7 @@ class Trial:
         theatre: Where they are taken back.
         ledger: Where that is noted.
         charts: Each site's history.
-        agree: Whether a statement is true on any rank; a collective call.
+        largest: The largest of the numbers that all ranks have; a collective call.
     """
 
     def __init__(
@@ -31,12 +33,12 @@ class Trial:
         theatre: Theatre,
         ledger: Ledger,
         charts: Mapping[str, Chart],
-        agree: Callable[[bool], bool],
+        largest: Callable[[int], int],
     ) -> None:
         self._theatre = theatre
         self._ledger = ledger
         self._charts = charts
-        self._agree = agree
+        self._largest = largest
         self._band = LossBand()
         self._treatments: list[Treatment] = []
 
@@ -56,9 +58,12 @@ class Trial:
         if not self._treatments or not self._band.due:
             return []
         reason = self._band.broken()
-        if self._agree(bool(reason)):
+        going = self._band.since < LOOK or any(map(self._going, self._treatments))
+        # All ranks look as long as one has to: a course may have failed on some.
+        found = self._largest(_BROKEN if reason else int(going))
+        if found == _BROKEN:
             return self._undo(reason or "the loss left its band on another rank", window)
-        if self._band.since >= LOOK and not any(map(self._going, self._treatments)):
+        if not found:
             self._end()
         return []
 
