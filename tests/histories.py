@@ -95,9 +95,9 @@ class Log:
         self.tags: dict[str, list[Record]] = {}
         self._now = 0.0
 
-    def write(self, reports: Iterable[WindowReport], budget: int = 1 << 18) -> Log:
+    def write(self, reports: Iterable[WindowReport], **budgets: int) -> Log:
         """What one session writes."""
-        archivist = Archivist(budget)
+        archivist = Archivist(**budgets)
         for report in reports:
             self.add(archivist.records(report))
         return self
@@ -109,6 +109,11 @@ class Log:
 
     def run(self) -> Run:
         return Run(lambda tag: self.tags.get(tag, []))
+
+
+def halved(values: Any) -> Any:
+    """What is left of figures that are kept as float16."""
+    return np.asarray(values, np.float32).astype(np.float16).astype(np.float32)
 
 
 def equal(found: Any, expected: Any) -> bool:

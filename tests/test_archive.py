@@ -15,6 +15,7 @@ from tests.histories import (
     STEPS,
     Log,
     equal,
+    halved,
     history,
     outcome,
     refusal,
@@ -56,12 +57,12 @@ def holds(run: Run, reports: list[WindowReport], *, detailed: bool) -> None:
                 assert not found.kept[at]
                 continue
             assert equal(found.state[:, at], report[name].state)
-            if found.kept[at] or detailed:
-                for detail in DETAILS:
-                    expected = getattr(report[name], detail).astype(np.float32)
-                    assert equal(found.details[detail][:, at], expected)
-            else:
-                assert all(np.isnan(found.details[detail][:, at]).all() for detail in DETAILS)
+            assert found.kept[at] or not detailed or not report[name].units
+            for detail in DETAILS:
+                values, expected = found.details[detail][:, at], getattr(report[name], detail)
+                kept = bool(found.kept[at]) if detail == "open_fraction" else detailed
+                absent = np.isnan(values).all() and not kept
+                assert absent or equal(values, halved(expected))
 
 
 def _holds(run: Run, name: str, row: int, at: int, report: WindowReport) -> None:
@@ -91,32 +92,51 @@ def test_a_run_read_back_is_what_its_reports_say(reports: list[WindowReport]) ->
 
 
 @settings(deadline=None, max_examples=60)
-@given(runs(), st.integers(0, 300))
+@given(runs(), st.integers(1, 40), st.integers(1, 300))
 def test_states_are_right_whatever_the_budget_and_details_not_kept_are_nan(
-    reports: list[WindowReport], budget: int
+    reports: list[WindowReport], shares: int, figures: int
 ) -> None:
-    holds(Log().write(reports, budget).run(), reports, detailed=False)
+    run = Log().write(reports, shares=shares, figures=figures).run()
+    holds(run, reports, detailed=False)
 
 
 def test_every_site_has_its_turn_where_the_budget_is_for_one_of_three() -> None:
     fixed = [site(name, [State.ALIVE] * 8) for name in "abc"]
     reports = [window(i, *fixed) for i in range(9)]
-    run = Log().write(reports, budget=8 * 21).run()
+    run = Log().write(reports, shares=8 * 3, figures=8 * 8).run()
     assert [int(run.units(name).kept.sum()) for name in "abc"] == [3, 3, 3]
+    means = [run.units(name).details["mean"] for name in "abc"]
+    assert [int((~np.isnan(mean)).any(0).sum()) for mean in means] == [3, 3, 3]
+
+
+def test_a_site_larger_than_the_budget_saves_it_up() -> None:
+    wide, small = site("wide", [State.ALIVE] * 40), site("small", [State.ALIVE] * 2)
+    run = Log().write([window(i, wide, small) for i in range(9)], shares=30, figures=100).run()
+    assert run.units("wide").kept.tolist() == [*[False, False, False, True] * 2, False]
+    assert run.units("small").kept.sum() >= 7
+    kept = ~np.isnan(run.units("wide").details["mean"]).all(0)
+    assert kept.tolist() == [*[False, False, False, True] * 2, False]
+
+
+def test_figures_that_float16_cannot_hold_are_kept_as_they_are() -> None:
+    one = site("act", [State.ALIVE] * 3)
+    one.mean[1] = 1e6
+    run = Log().write([window(0, one)]).run()
+    assert run.units("act").details["mean"][1, 0] == 1e6
 
 
 def test_sites_that_changed_are_served_first() -> None:
     calm = site("calm", [State.ALIVE] * 4)
     shifting = [site("shifting", [State.ALIVE] * 3 + [i % 6]) for i in range(6)]
     reports = [window(i, calm, one) for i, one in enumerate(shifting)]
-    run = Log().write(reports, budget=4 * 21).run()
+    run = Log().write(reports, shares=4 * 3).run()
     assert run.units("shifting").kept.tolist() == [False, *[True] * 5]
     assert not run.units("calm").kept[1:].any()
 
 
 def test_a_site_that_is_as_before_costs_nothing_once_the_budget_is_spent() -> None:
     reports = [window(i, site("act", [State.DEAD] * 4)) for i in range(5)]
-    log = Log().write(reports, budget=0)
+    log = Log().write(reports, shares=1, figures=1)
     assert len(log.tags[f"{UNITS}/act"]) == 1
     assert len(log.tags[COUNTS]) == 5
     assert len(log.tags[LAYOUT]) == 1

@@ -253,7 +253,7 @@ def test_a_click_pins_a_unit_and_draws_its_pre_activation(
     written = [report["first"] for report in runs["treated"].reports]
     for name in ("mean", "std", "min", "max"):
         shown = [math.nan if value is None else value for value in pin["docs"][0][name]]
-        np.testing.assert_allclose(shown, [getattr(site, name)[2] for site in written], rtol=1e-5)
+        np.testing.assert_allclose(shown, [getattr(site, name)[2] for site in written], rtol=1e-3)
     assert pin["unit"] == 2
     drawn = """
         const canvas = document.querySelector('.dw-pin canvas'), {width, height} = canvas;

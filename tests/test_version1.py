@@ -10,6 +10,7 @@ import numpy as np
 from deadwatch.show.archive import DETAILS
 from deadwatch.show.events import runs
 from deadwatch.show.summary import summary
+from tests.histories import halved
 from tests.make_version1 import FOLDER, content, reports
 
 
@@ -40,5 +41,5 @@ def test_what_is_read_is_what_was_reported() -> None:
             units = run.units(name)
             assert units.state[:, at].tolist() == there.state.tolist()
             for detail in DETAILS:
-                wanted = getattr(there, detail).astype(np.float32)
+                wanted = halved(getattr(there, detail))
                 assert np.array_equal(units.details[detail][:, at], wanted, equal_nan=True)

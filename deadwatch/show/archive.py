@@ -6,7 +6,9 @@ Every window leaves, each under a tag of its own:
 - ``counts``: how many units of each site are in which state, and where units were written;
 - ``sites``: what is averaged over the units of each site;
 - ``events``: treatments, refusals, notes and outcomes, if there are any;
-- ``units/<site>``: the state of each unit, and its statistics as far as the budget goes.
+- ``units/<site>``: the state of each unit, if it is another than in the window before, and its
+  share of open gates, as far as the budget for these goes;
+- ``figures/<site>``: its pre-activations, as far as the budget for these goes.
 
 A payload is compressed: one line of JSON, which names the version, the window and the arrays that
 follow it, and the arrays. A newer reader finds in an older payload what that has; an older one
@@ -20,7 +22,7 @@ import math
 import re
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,12 +36,14 @@ PLUGIN = "deadwatch"
 VERSION = 1
 ROOT = "deadwatch/record"
 LAYOUT, COUNTS, SITES = f"{ROOT}/layout", f"{ROOT}/counts", f"{ROOT}/sites"
-EVENTS, UNITS = f"{ROOT}/events", f"{ROOT}/units"
+EVENTS, UNITS, FIGURES = f"{ROOT}/events", f"{ROOT}/units", f"{ROOT}/figures"
 
 MEASURES = ("open_fraction", "mean", "std", "sparsity", "dormant", "wasted")
 """The columns of ``sites``."""
 
-DETAILS = ("open_fraction", "mean", "std", "min", "max")
+PRE_ACTIVATION = ("mean", "std", "min", "max")
+
+DETAILS = ("open_fraction", *PRE_ACTIVATION)
 """What is kept of each unit beside its state."""
 
 DORMANT = 0.025
@@ -129,17 +133,17 @@ def _arrays(shapes: Mapping[str, Any], rest: bytes) -> Iterator[tuple[str, Array
 class Archivist:
     """Turns reports into records, one after the other.
 
+    States are always kept.
+
     Args:
-        budget: Bytes a window, before compression, for the statistics of single units. Sites
-            whose units changed are served first, then those that waited longest. States are
-            always kept.
+        shares: Bytes a window, before compression, for the units' shares of open gates.
+        figures: Bytes a window for their pre-activations.
     """
 
-    def __init__(self, budget: int = 1 << 18) -> None:
-        self._budget = budget
+    def __init__(self, shares: int = 1 << 17, figures: int = 1 << 18) -> None:
+        self._shares, self._figures = Budget(shares, 3), Budget(figures, 2 * len(PRE_ACTIVATION))
         self._sites: list[dict[str, Any]] = []
         self._states: dict[str, Array] = {}
-        self._detailed: dict[str, int] = {}
         self._session = uuid.uuid4().hex
         self._told: tuple[int, dict[str, list[Any]]] = (-1, {})
 
@@ -155,7 +159,9 @@ class Archivist:
         if described != self._sites:
             self._sites = described
             yield LAYOUT, pack({**head, "sites": described}, {})
-        kept = self._kept(sites)
+        changed = [self._changed(site) for site in sites]
+        shared = self._shares.chosen(sites, changed)
+        kept = [2 * (i in shared) or int(changed[i]) for i in range(len(sites))]
         rows = np.array([_counts(site) for site in sites], "<i4").reshape(-1, len(State))
         samples = np.array([site.samples for site in sites], "<i8")
         arrays = {"states": rows, "samples": samples, "kept": np.array(kept, "|u1")}
@@ -168,8 +174,10 @@ class Archivist:
         for site, how in zip(sites, kept, strict=True):
             if how != UNCHANGED:
                 self._states[site.site.name] = site.state
-                of = {**head, "site": site.site.name}  # two names may share a tag
-                yield f"{UNITS}/{tag(site.site.name)}", pack(of, _units(site, how))
+                yield _of(head, UNITS, site, _units(site, how))
+        for i in sorted(self._figures.chosen(sites, changed)):
+            figures = {name: _half(getattr(sites[i], name)) for name in PRE_ACTIVATION}
+            yield _of(head, FIGURES, sites[i], figures)
 
     def events(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
         """Tag and payload of what was done and told in a window so far, if there is more now."""
@@ -184,20 +192,6 @@ class Archivist:
         self._told = report.window.index, told
         yield EVENTS, pack({**self._head(report), **told}, {})
 
-    def _kept(self, sites: list[SiteReport]) -> list[int]:
-        """What is kept of the units of each site in this window."""
-        changed = [self._changed(site) for site in sites]
-        waited = [self._detailed.get(site.site.name, -1) for site in sites]
-        order = sorted(range(len(sites)), key=lambda i: (not changed[i], waited[i]))
-        kept, left = [UNCHANGED] * len(sites), self._budget
-        for i in order:
-            name, size = sites[i].site.name, sites[i].units * _UNIT_BYTES
-            kept[i] = STATES if changed[i] else UNCHANGED
-            if sites[i].units and size <= left:
-                kept[i], left = DETAILED, left - size
-                self._detailed[name] = 1 + max(self._detailed.values(), default=0)
-        return kept
-
     def _changed(self, site: SiteReport) -> bool:
         before = self._states.get(site.site.name)
         return before is None or not np.array_equal(before, site.state)
@@ -207,17 +201,58 @@ def _both(before: list[Any], after: list[Any]) -> list[Any]:
     return [*before, *(item for item in after if item not in before)]
 
 
-UNCHANGED, STATES, DETAILED = range(3)
-"""What a window keeps of a site's units: that they are as before, their states, or all."""
+UNCHANGED, STATES, SHARES = range(3)
+"""What a window keeps of a site's units: that they are as before, their states, or shares too."""
 
-_UNIT_BYTES = 1 + 4 * len(DETAILS)
+
+class Budget:
+    """Which sites may write how much in each window.
+
+    Those whose units changed are served first, then those that have waited longest. A site that is
+    larger than what a window may write waits as many windows as it takes to save it up.
+
+    Args:
+        each: Bytes a window.
+        unit: Bytes a unit.
+    """
+
+    def __init__(self, each: int, unit: int) -> None:
+        self._each, self._unit = each, unit
+        self._window = 0
+        self._last: dict[str, int] = {}
+
+    def chosen(self, sites: Sequence[SiteReport], changed: Sequence[bool]) -> set[int]:
+        """Where in ``sites`` those stand that may write in this window."""
+        self._window += 1
+        names = [site.site.name for site in sites]
+        last = [self._last.get(name, 0) for name in names]
+        chosen, left = set[int](), self._each
+        for i in sorted(range(len(sites)), key=lambda i: (not changed[i], last[i])):
+            size = sites[i].units * self._unit
+            saved = size > self._each and (self._window - last[i]) * self._each >= size
+            if size and (size <= left or saved):
+                chosen.add(i)
+                left -= size
+                self._last[names[i]] = self._window
+        return chosen
+
+
+def _of(
+    head: Mapping[str, Any], kind: str, site: SiteReport, arrays: Mapping[str, Array]
+) -> tuple[str, bytes]:
+    name = site.site.name  # which two tags may share
+    return f"{kind}/{tag(name)}", pack({**head, "site": name}, arrays)
 
 
 def _units(site: SiteReport, how: int) -> dict[str, Array]:
     arrays: dict[str, Array] = {"state": site.state.astype("|u1")}
-    if how == DETAILED:
-        arrays |= {name: getattr(site, name).astype("<f4") for name in DETAILS}
-    return arrays
+    return arrays | ({"open_fraction": _half(site.open_fraction)} if how == SHARES else {})
+
+
+def _half(values: Floats) -> Array:
+    """Three digits are enough to draw; what float16 cannot hold stays float32."""
+    fits = not (np.abs(values[np.isfinite(values)]) > 60_000).any()
+    return values.astype("<f2" if fits else "<f4")
 
 
 def _counts(site: SiteReport) -> Array:

@@ -18,11 +18,13 @@ from deadwatch.errors import DeadwatchError
 from deadwatch.records import State, Window
 from deadwatch.show.archive import (
     COUNTS,
-    DETAILED,
     DETAILS,
     EVENTS,
+    FIGURES,
     LAYOUT,
     MEASURES,
+    PRE_ACTIVATION,
+    SHARES,
     SITES,
     UNCHANGED,
     UNITS,
@@ -64,7 +66,7 @@ class Units:
     Attributes:
         state: `State` of each unit in each window (C, W).
         details: By name, what was measured of each unit (C, W); NaN where it was not, or not kept.
-        kept: Whether the details of a window were kept (W,).
+        kept: Whether the shares of open gates of a window were kept (W,).
     """
 
     state: Array
@@ -219,9 +221,7 @@ class Run:
             names: Of `DETAILS`, what is wanted; all of a wide layer take much memory.
             among: Which of the units are wanted.
         """
-        found = self._joined(f"{UNITS}/{tag(site)}")
-        found = [p for p in found if p.head.get("site", site) == site]
-        payloads = {(p.head["session"], p.head["window"]): p for p in found}
+        payloads = self._payloads_of(UNITS, site)
         count = self.sites[self.row[site]]["units"]
         shape = len(self.windows), len(range(count)[among])
         state = np.full(shape, State.UNSEEN, np.uint8)  # window by window, as it is written
@@ -239,12 +239,30 @@ class Run:
                 last = None  # its states are lost, and so are those of windows that are as it was
             if payload is not None and fits:
                 last = payload.arrays["state"][among]
-                kept[at] = how == DETAILED
+                kept[at] = how == SHARES
                 for name in details.keys() & payload.arrays.keys():
                     details[name][at] = payload.arrays[name][among]
             if last is not None:
                 state[at] = last
+        if details.keys() & set(PRE_ACTIVATION):
+            self._add_figures(site, details, count, among)
         return Units(state.T, {name: table.T for name, table in details.items()}, kept)
+
+    def _add_figures(
+        self, site: str, details: Mapping[str, Array], count: int, among: slice
+    ) -> None:
+        payloads = self._payloads_of(FIGURES, site)
+        for at, counted in enumerate(self._counted):
+            payload = payloads.get((counted.head["session"], counted.head["window"]))
+            for name in details.keys() & payload.arrays.keys() if payload is not None else ():
+                if payload is not None and payload.arrays[name].shape == (count,):
+                    details[name][at] = payload.arrays[name][among]
+
+    def _payloads_of(self, kind: str, site: str) -> dict[tuple[str, int], Payload]:
+        """What was kept of a site's units, by session and window."""
+        found = self._joined(f"{kind}/{tag(site)}")
+        found = [p for p in found if p.head.get("site", site) == site]
+        return {(p.head["session"], p.head["window"]): p for p in found}
 
     @cached_property
     def _how(self) -> Array:
