@@ -22,12 +22,12 @@ PICTURE = Path("docs/tensorboard.png")
 
 
 @contextmanager
-def tensorboard(*where: str) -> Iterator[str]:
+def tensorboard(*where: str, module: str = "tensorboard.main") -> Iterator[str]:
     """A TensorBoard over ``--logdir DIR`` or ``--logdir_spec SPEC``, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", *where, "--reload_interval", "1"]
+    command = [sys.executable, "-m", module, *where, "--reload_interval", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(command, stdout=quiet, stderr=quiet)

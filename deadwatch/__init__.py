@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from deadwatch.restoring import load_from_checkpoint, restore
     from deadwatch.scanning import scan
-    from deadwatch.show.console import outcomes_table
+    from deadwatch.show.console import ConsoleView, outcomes_table
     from deadwatch.show.tensorboard import TensorBoardView
     from deadwatch.treat.case import Case
     from deadwatch.treat.course import Course
@@ -59,7 +59,7 @@ _HOMES = {
     ),
     "deadwatch.restoring": ("load_from_checkpoint", "restore"),
     "deadwatch.scanning": ("scan",),
-    "deadwatch.show.console": ("outcomes_table",),
+    "deadwatch.show.console": ("ConsoleView", "outcomes_table"),
     "deadwatch.show.tensorboard": ("TensorBoardView",),
     "deadwatch.treat.case": ("Case",),
     "deadwatch.treat.policy": ("Policy",),
@@ -79,6 +79,7 @@ __all__ = [
     "CannotTreat",
     "Case",
     "ConfigError",
+    "ConsoleView",
     "Course",
     "DeadWatch",
     "DeadwatchError",

@@ -18,8 +18,10 @@ from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
 from deadwatch.restoring import forget_loading, reconcile_on_load
 from deadwatch.settings import Settings
-from deadwatch.show.console import ConsoleView, outcomes_table
-from deadwatch.show.tensorboard import MODEL_TAG, TensorBoardView, scalars
+from deadwatch.show.console import ConsoleView
+from deadwatch.show.loggers import LoggerViews
+from deadwatch.show.tables import end_of_run
+from deadwatch.show.tensorboard import MODEL_TAG, scalars
 from deadwatch.trainers import (
     averaged_copies,
     averages,
@@ -112,11 +114,11 @@ class DeadWatch(_Callback):
         self._step = 0
         self._suspended = False
         self._console = ConsoleView()
-        self._views: dict[int, TensorBoardView] = {}
+        self._views = LoggerViews()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy leaves out what belongs to a fit: the model and the Trainer's loggers."""
-        own = {**vars(self), "watch": None, "_views": {}}
+        own = {**vars(self), "watch": None, "_views": LoggerViews()}
         return {name: value for name, value in own.items() if name not in ("log", "log_dict")}
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
@@ -152,7 +154,7 @@ class DeadWatch(_Callback):
         self.report = self._untreated = self._treated = None
         self._batches = 0
         self._console = ConsoleView()
-        self._views = {}
+        self._views = LoggerViews()
         self._resume(self.watch)
         self.watch.attach()
         self.watch.pause()
@@ -164,9 +166,8 @@ class DeadWatch(_Callback):
         """Judge what is left of a window of steps, and detach."""
         if self.watch is not None and self._batches:
             self._close(trainer, pl_module, self.watch, ended=True)
-        if self.report is not None and self.report.outcomes:
-            table = outcomes_table(self.report.outcomes)
-            pl_module.print(f"deadwatch, what came of each remedy:\n{table}")
+        if self.report is not None and trainer.is_global_zero:
+            pl_module.print(end_of_run(self.report))
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -272,7 +273,8 @@ class DeadWatch(_Callback):
         self._untreated = verdict if self._settings.treats else None
         self.report = self._with_treatments(verdict)
         self._log(trainer, scalars(verdict))
-        self._write_texts(trainer, verdict)
+        if trainer.is_global_zero:
+            self._views.window(trainer.loggers, verdict, self._step)
         line = self._console.line(self.report, self._when(trainer))
         if line is not None:
             pl_module.print(line)  # above the progress bar, on rank 0
@@ -297,7 +299,8 @@ class DeadWatch(_Callback):
         self._treated = watch.treat(replace(verdict, notes=()))
         if watch.replaced > replaced:
             follow_swaps(trainer, pl_module)
-        self._write_texts(trainer, self._treated)
+        if trainer.is_global_zero:
+            self._views.events(trainer.loggers, self._treated, self._step)
         self._console.treated(self._treated)
 
     def _with_treatments(self, verdict: WindowReport) -> WindowReport:
@@ -307,13 +310,6 @@ class DeadWatch(_Callback):
             return verdict
         notes = (*done.notes, *verdict.notes)
         return replace(verdict, treatments=done.treatments, refusals=done.refusals, notes=notes)
-
-    def _write_texts(self, trainer: Any, report: WindowReport) -> None:
-        for logger in trainer.loggers:
-            writer: Any = getattr(logger, "experiment", None)
-            if trainer.is_global_zero and hasattr(writer, "add_custom_scalars"):
-                view = self._views.setdefault(id(logger), TensorBoardView(writer))
-                view.texts(report, self._step)
 
     def _when(self, trainer: Any) -> str:
         if self._window == "epoch":

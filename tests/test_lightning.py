@@ -134,7 +134,7 @@ def test_event_files_hold_every_curve_at_the_epoch_step(tmp_path: Path) -> None:
     expected = {"deadwatch/dead_ratio": [report.dead_ratio for report in seen.reports]}
     for site in ("net.1", "net.3"):
         reports = [report[site] for report in seen.reports]
-        expected[f"deadwatch/dead_ratio/{site}"] = [r.dead_ratio for r in reports]
+        expected[f"deadwatch/dead_ratio_of/{site}"] = [r.dead_ratio for r in reports]
         for kind in ("mean", "std", "open_fraction"):
             values = [float(np.mean(getattr(r, kind))) for r in reports]
             expected[f"deadwatch/{kind}/{site}"] = values
@@ -312,7 +312,7 @@ def test_other_loggers_and_none(kind: Any, tmp_path: Path) -> None:
     assert watch.report["net.1"].samples == SAMPLES
     if kind is not None:
         (metrics,) = tmp_path.rglob("metrics.csv")
-        assert "deadwatch/dead_ratio/net.3" in metrics.read_text().splitlines()[0]
+        assert "deadwatch/dead_ratio_of/net.3" in metrics.read_text().splitlines()[0]
 
 
 def test_a_swap_survives_a_best_checkpoint_of_the_same_run(tmp_path: Path) -> None:
@@ -374,7 +374,7 @@ def test_a_logger_without_an_experiment(tmp_path: Path) -> None:
 
     logger = Plain()
     fit([DeadWatch(policy="revive", rules=QUICK)], tmp_path, logger=logger)
-    assert "deadwatch/dead_ratio/net.1" in logger.seen
+    assert "deadwatch/dead_ratio_of/net.1" in logger.seen
 
 
 def test_a_window_longer_than_an_epoch_can_be_monitored(tmp_path: Path) -> None:
@@ -400,8 +400,9 @@ def test_a_ratio_without_evidence_is_not_logged(tmp_path: Path) -> None:
 
 
 def test_one_line_a_window_when_something_died_or_was_treated(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("deadwatch.show.tables.find_spec", lambda name: None)  # no rich
     watch = DeadWatch(policy=Policy(Recycle(), cooldown=9), rules=QUICK, include="net.1")
     fit([watch], tmp_path, max_epochs=5)
     printed = capsys.readouterr().out

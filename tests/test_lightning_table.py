@@ -468,7 +468,7 @@ def test_many_sites_are_logged_without_a_call_of_lightnings_log_for_each(tmp_pat
 
     watcher, module = DeadWatch(rules=QUICK), Deep()
     trainer, _ = fit([watcher], tmp_path, module, max_epochs=1)
-    curves = [name for name in trainer.callback_metrics if name.startswith(f"{MODEL_TAG}/net.")]
+    curves = [name for name in trainer.callback_metrics if name.startswith(f"{MODEL_TAG}_of/net.")]
     assert (module.logged, len(curves)) == (0, 50)
     assert trainer.logged_metrics.keys() >= set(curves)
     assert trainer.progress_bar_metrics["dead"] == trainer.callback_metrics[MODEL_TAG]

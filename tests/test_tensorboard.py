@@ -20,8 +20,9 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks.picture import tensorboard, wait_for
 from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
+from deadwatch.show.archive import tag
 from deadwatch.show.console import ConsoleView
-from deadwatch.show.tensorboard import LAYOUT, scalars, tag, treatments_text
+from deadwatch.show.tensorboard import LAYOUT, scalars, treatments_text
 from tests.clinic import Patient
 
 
@@ -40,11 +41,11 @@ def test_a_plain_loop_writes_curves_layout_and_treatments(tmp_path: Path) -> Non
     patient = Patient.of()
     events = write(tmp_path, patient, patient.watch(Recycle(), cooldown=9))
     tags = ["deadwatch/dead_ratio"]
-    tags += [f"deadwatch/{kind}/1" for kind in ("dead_ratio", "mean", "open_fraction", "std")]
+    tags += [f"deadwatch/{kind}/1" for kind in ("dead_ratio_of", "mean", "open_fraction", "std")]
     assert sorted(events.Tags()["scalars"]) == tags
     for name in tags:
         assert [event.step for event in events.Scalars(name)] == [4, 9]
-    values = [event.value for event in events.Scalars("deadwatch/dead_ratio/1")]
+    values = [event.value for event in events.Scalars("deadwatch/dead_ratio_of/1")]
     assert values == pytest.approx([3 / 16, 0])
     assert len(events.Tensors("custom_scalars__config__")) == 1
     assert [event.step for event in events.Tensors("deadwatch/treatments/text_summary")] == [4]
@@ -56,7 +57,7 @@ def test_what_was_not_measured_has_no_point() -> None:
         model[0](torch.randn(400, 3))
         with pytest.warns(UnseenSiteWarning, match=r"1\.1"):
             points = scalars(watch.close_window())
-    assert "deadwatch/dead_ratio/0.1" in points
+    assert "deadwatch/dead_ratio_of/0.1" in points
     assert not [name for name in points if name.endswith("/1.1")]
     assert all(math.isfinite(value) for value in points.values())
 
@@ -101,7 +102,11 @@ def test_the_charts_of_the_layout_show_every_site_in_a_real_tensorboard(tmp_path
             shown[title] = set(answer["tag_to_events"])
     assert set(charts) == set(LAYOUT["deadwatch"])
     assert shown == {
-        "dead ratio": {"deadwatch/dead_ratio", "deadwatch/dead_ratio/1", "deadwatch/dead_ratio/3"},
+        "dead ratio": {
+            "deadwatch/dead_ratio",
+            "deadwatch/dead_ratio_of/1",
+            "deadwatch/dead_ratio_of/3",
+        },
         "open fraction": {"deadwatch/open_fraction/1", "deadwatch/open_fraction/3"},
         "pre-activation mean": {"deadwatch/mean/1", "deadwatch/mean/3"},
         "pre-activation std": {"deadwatch/std/1", "deadwatch/std/3"},

@@ -61,7 +61,9 @@ def pads(padding: Any) -> bool:
 def _wire(op: Op, kind: str, weight: Any, bias: Any) -> tuple[Wire, str]:
     """A layer as a producer, and why its parameters cannot be treated together, if so."""
     names = op.parameter(weight), op.parameter(bias)
-    return Wire(kind, _module_of(*names), *names), _unfit(kind, names, bias is not None)
+    shape = () if weight is None else tuple(map(int, weight.shape))
+    wire = Wire(kind, _module_of(*names), *names, shape=shape)
+    return wire, _unfit(kind, names, bias is not None)
 
 
 def _module_of(*names: str | None) -> str:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from importlib import import_module
+from typing import Any
 
 from deadwatch.records.arrays import Bools, Floats, Ints
 from deadwatch.records.measured import Window
@@ -94,6 +96,14 @@ class SiteReport:
         return int(self.dead.sum()) / self.judged if self.judged else math.nan
 
 
+def _notebook(name: str) -> Any:
+    """A function that draws reports: looked up when it is called, as the package's own names are.
+
+    Records know nothing of what is drawn of them, also not where they were unpickled on their own.
+    """
+    return getattr(import_module("deadwatch.show.notebook"), name)
+
+
 @dataclass(frozen=True, eq=False)
 class WindowReport(Mapping[str, SiteReport]):
     """All sites over one window: a mapping of site name to `SiteReport`.
@@ -126,6 +136,19 @@ class WindowReport(Mapping[str, SiteReport]):
 
     def __len__(self) -> int:
         return len(self.sites)
+
+    def plot(self) -> Any:
+        """The states of the units of each site, and its dead ratio, as a matplotlib ``Figure``.
+
+        Raises:
+            DeadwatchError: matplotlib is not installed.
+        """
+        return _notebook("plot")(self)
+
+    def _repr_html_(self) -> str:
+        """The report as a table, in a notebook."""
+        html: str = _notebook("html_of")(self)
+        return html
 
     @property
     def dead(self) -> int:

@@ -63,6 +63,7 @@ class Wire:
             empty if a reader sees the site's own output.
         branch: Where several layers add up to the pre-activation, the number of the summand, from
             1; 0 for what all share.
+        shape: Shape of the weight; empty where there is none.
     """
 
     kind: str
@@ -78,6 +79,14 @@ class Wire:
     shared: bool = False
     through: str = ""
     branch: int = 0
+    shape: tuple[int, ...] = ()
+
+    @property
+    def per_unit(self) -> int:
+        """Elements of the weight that belong to one unit; 0 where there is none."""
+        if not self.shape:
+            return 0
+        return self.block * math.prod(self.shape) // max(1, self.shape[self.axis] * self.groups)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -4,27 +4,54 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, WindowReport
+from deadwatch.show.markdown import markdown
+from deadwatch.show.texts import printable
 
 
 class ConsoleView:
-    """Tells what changed since the last window; silent when nothing did."""
+    """Prints one line for each report that has news; silent when nothing changed.
 
-    def __init__(self) -> None:
+    Call it with the report of each window, as a `TensorBoardView`.
+
+    Args:
+        write: Takes a line; ``print`` by default, ``tqdm.write`` beside a progress bar.
+
+    Example:
+        >>> view = ConsoleView()
+        >>> view(watch.close_window())
+        deadwatch window 0, step 99: 12.5% dead (8/64 units, +8), most in 1 (8/64)
+    """
+
+    def __init__(self, write: Callable[[str], object] = print) -> None:
+        if not callable(write):
+            raise ConfigError(f"write is {write!r}; expected a function of a text, such as print")
+        self._write = write
         self._dead = 0
         self._treated = ""
         self._said: set[str] = set()
 
-    def treated(self, report: WindowReport) -> None:
+    def __call__(self, report: WindowReport) -> None:
+        """Print what is new in a window, and what was done at its end."""
+        line = self.line(report, f"window {report.window.index}, step {report.window.last_step}")
+        self.treated(report, "treated after it")
+        done, self._treated = self._treated, ""
+        if line is None and done:
+            line = f"deadwatch window {report.window.index}, step {report.window.last_step}"
+        if line is not None:
+            self._write(line + printable(done))
+
+    def treated(self, report: WindowReport, when: str = "treated before it") -> None:
         """Remember what was treated or refused, for the line of the window that follows."""
         done: Counter[str] = Counter()
         for treatment in report.treatments:
             done[f"{treatment.remedy} on {treatment.site}"] += len(treatment.units)
         if done:
             parts = (f"{units} units ({what})" for what, units in done.items())
-            self._treated = f"; treated before it: {', '.join(parts)}"
+            self._treated = f"; {when}: {', '.join(parts)}"
         for refusal in report.refusals:
             text = f"{refusal.remedy} refused on {refusal.site}: {refusal.reason}"
             self._treated += self._once(text)
@@ -43,7 +70,7 @@ class ConsoleView:
         if report.dead:
             worst = max(report.values(), key=lambda site: int(site.dead.sum()))
             line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
-        return line + told
+        return printable(line + told)
 
     def _once(self, text: str) -> str:
         """A text the first time it is said, whatever its figures."""
@@ -59,12 +86,11 @@ COLUMNS = ("units", "revived", "relapsed", "still_dead", "open", "undone", "writ
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> str:
     """What came of each remedy as a Markdown table, which reads well as plain text, too."""
+    header, *rows = outcome_rows(outcomes)
+    return markdown(header, [[printable(cell) for cell in row] for row in rows])
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """What came of each remedy, row by row, the header first."""
     rows = [["remedy", *(name.replace("_", " ") for name in COLUMNS)]]
-    rows += [[o.remedy, *(f"{getattr(o, name):,}" for name in COLUMNS)] for o in outcomes]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return rows + [[o.remedy, *(f"{getattr(o, name):,}" for name in COLUMNS)] for o in outcomes]

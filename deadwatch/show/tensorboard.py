@@ -2,11 +2,14 @@
 
 Tags, with one curve per site under each:
 
-- ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio/<site>``: of a site.
+- ``deadwatch/dead_ratio``: of the model; ``deadwatch/dead_ratio_of/<site>``: of a site.
 - ``deadwatch/mean/<site>``, ``deadwatch/std/<site>``: pre-activation, averaged over units.
 - ``deadwatch/open_fraction/<site>``: share of open gates.
 - ``deadwatch/treatments``: what was treated, refused and undone, as text.
 - ``deadwatch/outcomes``: what came of each remedy so far, as a table.
+- ``deadwatch/layers``: sites × windows, coloured by dead ratio, as a picture; light grey is what
+  was not judged. ``deadwatch/layers_rows``: which row is which site.
+- ``deadwatch/record/…``: all of it for deadwatch's own tab, see `deadwatch.show.archive`.
 
 What was not measured has no point: missing is never zero.
 """
@@ -14,23 +17,24 @@ What was not measured has no point: missing is never zero.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from typing import Protocol
-
-import numpy as np
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
 
 from deadwatch.errors import ConfigError
-from deadwatch.records import Floats, Outcome, SiteReport, WindowReport
+from deadwatch.records import Outcome, SiteReport, WindowReport
+from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
 from deadwatch.show.console import outcomes_table
+from deadwatch.show.picture import History
+from deadwatch.show.texts import encodable
 
 MODEL_TAG = "deadwatch/dead_ratio"
 TREATMENTS_TAG = "deadwatch/treatments"
 OUTCOMES_TAG = "deadwatch/outcomes"
+PICTURE_TAG, ROWS_TAG = "deadwatch/layers", "deadwatch/layers_rows"
 
 LAYOUT = {
     "deadwatch": {
-        "dead ratio": ["Multiline", ["deadwatch/dead_ratio(/.*)?$"]],
+        "dead ratio": ["Multiline", ["deadwatch/dead_ratio(_of/.*)?$"]],
         "open fraction": ["Multiline", ["deadwatch/open_fraction/.*"]],
         "pre-activation mean": ["Multiline", ["deadwatch/mean/.*"]],
         "pre-activation std": ["Multiline", ["deadwatch/std/.*"]],
@@ -47,6 +51,9 @@ class Writer(Protocol):
 
     def add_text(self, tag: str, text_string: str, global_step: int) -> None:
         """Write one text."""
+
+    def add_image(self, tag: str, img_tensor: Any, global_step: int, *, dataformats: str) -> None:
+        """Write one picture."""
 
     def add_custom_scalars(self, layout: object) -> None:
         """Write the layout of the custom-scalar charts."""
@@ -71,25 +78,64 @@ class TensorBoardView:
         self._writer = writer
         self._laid_out = False
         self._outcomes: tuple[Outcome, ...] = ()
+        self._archivist = Archivist()
+        self._history = History()
+        self._named = 0
 
     def __call__(self, report: WindowReport, step: int | None = None) -> None:
         """Write a report at ``step``, by default the window's last step."""
         step = report.window.last_step if step is None else step
-        for tag, value in scalars(report).items():
-            self._writer.add_scalar(tag, value, step)
-        self.texts(report, step)
+        for name, value in scalars(report).items():
+            self._writer.add_scalar(name, value, step)
+        self.window(report, step)
 
-    def texts(self, report: WindowReport, step: int) -> None:
-        """Write only what is not a curve: the charts' layout, treatments and their outcomes."""
+    def window(self, report: WindowReport, step: int) -> None:
+        """Write all of a report that is not a curve."""
+        self._keep(self._archivist.records(report), step)
+        self._texts(report, step)
+        self._history.add(report)
+        if self._history.due and hasattr(self._writer, "add_image"):
+            picture = self._history.picture()
+            self._writer.add_image(PICTURE_TAG, picture, step, dataformats="HWC")
+        if len(self._history.names) > self._named:
+            self._named = len(self._history.names)
+            self._writer.add_text(ROWS_TAG, encodable(rows_text(self._history.names)), step)
+
+    def events(self, report: WindowReport, step: int) -> None:
+        """Write only what was done and told after a window that was written before."""
+        self._keep(self._archivist.events(report), step)
+        self._texts(report, step)
+
+    def _keep(self, records: Iterable[tuple[str, bytes]], step: int) -> None:
+        get = getattr(self._writer, "_get_file_writer", None)
+        writer: Any = get() if get is not None else None
+        if not hasattr(writer, "add_summary"):  # the tab needs event files, as torch's writer makes
+            return
+        for name, data in records:
+            writer.add_summary(_summary(name, data), step)
+
+    def _texts(self, report: WindowReport, step: int) -> None:
         if not self._laid_out:
             self._writer.add_custom_scalars(LAYOUT)
             self._laid_out = True
         text = treatments_text(report)
         if text:
-            self._writer.add_text(TREATMENTS_TAG, text, step)
+            self._writer.add_text(TREATMENTS_TAG, encodable(text), step)
         if report.outcomes != self._outcomes:
             self._outcomes = report.outcomes
-            self._writer.add_text(OUTCOMES_TAG, outcomes_table(report.outcomes), step)
+            text = outcomes_table(report.outcomes)
+            self._writer.add_text(OUTCOMES_TAG, encodable(text), step)
+
+
+def _summary(name: str, data: bytes) -> Any:
+    """A record as TensorBoard's own summary of a tensor, addressed to the plugin."""
+    from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_TENSOR, Summary, SummaryMetadata
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    plugin = SummaryMetadata.PluginData(plugin_name=PLUGIN, content=str(VERSION).encode())
+    metadata = SummaryMetadata(plugin_data=plugin, data_class=DATA_CLASS_TENSOR)
+    tensor = make_tensor_proto(data)
+    return Summary(value=[Summary.Value(tag=name, tensor=tensor, metadata=metadata)])
 
 
 def scalars(report: WindowReport) -> dict[str, float]:
@@ -101,20 +147,11 @@ def scalars(report: WindowReport) -> dict[str, float]:
 
 
 def _measures(site: SiteReport) -> Iterator[tuple[str, float]]:
-    yield "dead_ratio", site.dead_ratio
-    yield "open_fraction", _average(site.open_fraction)
-    yield "mean", _average(site.mean)
-    yield "std", _average(site.std)
-
-
-def _average(values: Floats) -> float:
-    measured = values[np.isfinite(values)]
-    return float(measured.mean()) if len(measured) else math.nan
-
-
-def tag(name: str) -> str:
-    """A site's name with what TensorBoard does not allow in a tag written as its code point."""
-    return re.sub(r"[^-\w.]", lambda match: f"_{ord(match[0]):x}_", name)
+    # Not "dead_ratio/…": a store of files cannot hold a file and a directory of one name.
+    yield "dead_ratio_of", site.dead_ratio
+    yield "open_fraction", average(site.open_fraction)
+    yield "mean", average(site.mean)
+    yield "std", average(site.std)
 
 
 def treatments_text(report: WindowReport) -> str:
@@ -130,6 +167,11 @@ def treatments_text(report: WindowReport) -> str:
     ]
     lines += [f"- {_code(note)}" for note in report.notes]
     return "\n".join(lines)
+
+
+def rows_text(names: list[str]) -> str:
+    """Which site each row of the picture is, as Markdown."""
+    return "Rows from above: " + ", ".join(f"`{_code(name)}`" for name in names)
 
 
 def _code(name: str) -> str:

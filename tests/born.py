@@ -1,0 +1,46 @@
+"""Models and batches that a command line names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+UNDOTTED = "<img src=x onerror=alert(1)>"
+
+
+def model(dead: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        made[0].bias[:dead] = -99
+    return made
+
+
+def batches() -> Iterator[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(5):
+        yield torch.randn(200, 4, generator=generator)
+
+
+def both() -> tuple[nn.Module, Any]:
+    return model(), [(x, None) for x in batches()]
+
+
+def hostile() -> nn.Module:
+    made = nn.Sequential()
+    for name, child in model()[:2].named_children():
+        made.add_module(f"{name}{UNDOTTED}[red]\x1b[2J\n", child)
+    return made
+
+
+def failing() -> nn.Module:
+    raise RuntimeError("no licence")
+
+
+LISTED = list(batches())
+NUMBER = 3
+WIDE = [torch.randn(3, 5)]
+EMPTY: list[Tensor] = []
