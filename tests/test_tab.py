@@ -421,7 +421,7 @@ def test_what_tensorboard_cannot_hand_over_is_told(
     from tensorboard.plugins.base_plugin import TBContext
     from werkzeug.test import Client
 
-    from deadwatch.show.plugin import Plugin
+    from deadwatch.show.server import Plugin
 
     class Provider:
         def list_tensors(self, *_: Any, **__: Any) -> Any:
