@@ -11,6 +11,7 @@ import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -145,12 +146,12 @@ def _scan(given: Namespace) -> int:
     from deadwatch.scanning import scan
     from deadwatch.show.tables import plain, sites_table, text_of
 
-    model, batches = load(given.model, given.batches)
     try:
-        report = scan(model, batches)
+        with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+            report = scan(*load(given.model, given.batches))
     except DeadwatchError:
         raise
-    except Exception as error:  # of the user's model or data: where it came from helps
+    except (Exception, SystemExit) as error:  # of the user's model or data
         raise FactoryError(
             f"running the batches raised {type(error).__name__}: {error}; a batch is given to the "
             "model as deadwatch.scan does it: a mapping as keyword arguments, of a tuple the first"

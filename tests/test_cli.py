@@ -62,6 +62,15 @@ def test_scan_takes_as_many_of_the_factorys_batches_as_it_is_told(
     assert found["dead_ratio"] == pytest.approx(report.dead_ratio)
 
 
+def test_what_a_factory_prints_is_no_part_of_the_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert scanned("tests.born:talking", "--batches", str(10**30), "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["sites"]
+    assert told.err == "loading data\n"
+
+
 def test_scan_fails_above_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["tests.born:model", "--batches", "tests.born:batches", "--fail-above"]
     assert scanned(*given, "0.9") == 0
@@ -89,6 +98,10 @@ def test_scan_fails_above_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
         ("tests.born:model", "tests.born:WIDE", "running the batches raised RuntimeError"),
         ("tests.born:model", "tests.born:EMPTY", "batches is empty; expected at least one batch"),
         ("tests.born:batches", "tests.born:LISTED", "model is 'generator'; expected a torch.nn"),
+        ("tests.born:model", "²", "--batches is '²'; expected package.module:name"),
+        ("tests.ending:model", "3", "importing tests.ending raised SystemExit: 0"),
+        ("tests.born:ending", "3", "tests.born:ending() raised SystemExit: 0"),
+        ("tests.born:both_ending", "3", "running the batches raised SystemExit: 0"),
         ("tests.broken:model", "3", "importing tests.broken raised SyntaxError"),
         ("tests.lacking:model", "3", "importing tests.lacking raised ModuleNotFoundError"),
     ],
@@ -105,6 +118,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     import tests
 
     (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "ending.py").write_text("import sys; sys.exit(0)")
     (tmp_path / "lacking.py").write_text("import nowhere_to_be_found")
     monkeypatch.setattr(tests, "__path__", [*tests.__path__, str(tmp_path)])
     assert scanned(model, "--batches", batches) == 2
