@@ -151,6 +151,38 @@ def test_a_resumed_run_joins_without_doubled_windows() -> None:
     holds(run, [*first[:4], *second[4:]], detailed=True)
 
 
+def test_one_view_over_a_run_that_went_back_to_a_checkpoint_joins_it() -> None:
+    """In a plain loop view and writer may outlive what they are given."""
+    first, again = history(6, seed=1), history(9, seed=1)[3:]
+    again[0] = window(3, first[5]["act"])  # as it was in the last window that was written
+    run = Log().write([*first, *again]).run()
+    holds(run, [*first[:3], *again], detailed=True)
+
+
+def test_an_event_file_that_is_there_twice_doubles_no_window() -> None:
+    reports = [window(i, site("act", [2, 5]), notes=(f"note {i}",)) for i in range(4)]
+    log = Log().write(reports)
+    for records in log.tags.values():
+        records += records
+    holds(log.run(), reports, detailed=True)
+    assert len(log.run().notes) == 4
+
+
+def test_a_window_that_is_being_written_is_not_there_before_it_is_whole() -> None:
+    reports = history(3)
+    archivist, seen = Archivist(), []
+    records = [record for report in reports for record in archivist.records(report)]
+    for there in range(len(records) + 1):
+        log = Log()
+        log.add(records[:there])
+        run = log.run()
+        seen.append(len(run.windows))
+        if run.windows:
+            holds(run, reports[: len(run.windows)], detailed=True)
+    assert seen == sorted(seen)
+    assert set(seen) == {0, 1, 2, 3}
+
+
 def test_a_run_that_was_started_anew_in_the_same_directory_is_the_later_one() -> None:
     second = history(3, seed=2)
     holds(Log().write(history(6, seed=1)).write(second).run(), second, detailed=True)
