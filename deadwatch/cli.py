@@ -20,7 +20,7 @@ from deadwatch.show.bundle import bundle, left_out
 from deadwatch.show.events import Found, runs
 from deadwatch.show.page import page
 from deadwatch.show.summary import summary
-from deadwatch.show.texts import printable
+from deadwatch.show.texts import printable, tell
 
 if TYPE_CHECKING:
     from deadwatch.records import WindowReport
@@ -98,9 +98,9 @@ def _report(given: Namespace) -> int:
     path.write_text(text, "utf-8")
     windows = sum(len(one.run.windows) for one in found.values())
     size = len(text) / 1e6
-    print(f"{path}: {_counted(len(found), 'run')}, {_counted(windows, 'window')}, {size:.1f} MB")
+    tell(f"{path}: {_counted(len(found), 'run')}, {_counted(windows, 'window')}, {size:.1f} MB")
     for line in (*notes, *left_out(bundled)):
-        print(printable(line))
+        tell(printable(line))
     return 0
 
 
@@ -159,9 +159,9 @@ def _scan(given: Namespace) -> int:
     if given.json:
         print(json.dumps(plain(report), indent=2, allow_nan=False))
     else:
-        print(text_of(sites_table(report, "Before training")))
+        tell(text_of(sites_table(report, "Before training")))
         for note in report.notes:
-            print(printable(note))
+            tell(printable(note))
     return 1 if _fails(report, given.fail_above) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_names_in_lines_are_data() -> None:
     view(evil_report())
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 2
+
+
+LINES = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch
+from deadwatch import ConsoleView
+from deadwatch.show.tables import end_of_run
+from deadwatch.show.texts import writable
+from tests.histories import site, window
+view = ConsoleView()
+view(window(0, site("größe死", [2, 5])))
+print(writable(end_of_run(window(0, site("größe死", []), site("act", [0])))))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "utf-8"])
+def test_a_terminal_without_all_characters_gets_their_codes(encoding: str) -> None:
+    root = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-c", LINES, root]
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, env=env)
+    shown = "größe死" if encoding == "utf-8" else "\\u6b7b"
+    assert done.stdout.decode(encoding).count(shown) == 2
 
 
 def test_a_table_of_many_sites_shows_the_worst_and_says_so() -> None:

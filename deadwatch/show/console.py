@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, WindowReport
 from deadwatch.show.markdown import markdown
-from deadwatch.show.texts import printable
+from deadwatch.show.texts import printable, tell
 
 
 class ConsoleView:
@@ -18,7 +18,7 @@ class ConsoleView:
     Call it with the report of each window, as a `TensorBoardView`.
 
     Args:
-        write: Takes a line; ``print`` by default, ``tqdm.write`` beside a progress bar.
+        write: Takes a line; prints it by default, ``tqdm.write`` beside a progress bar.
 
     Example:
         >>> view = ConsoleView()
@@ -26,7 +26,7 @@ class ConsoleView:
         deadwatch window 0, step 99: 12.5% dead (8/64 units, +8), most in 1 (8/64)
     """
 
-    def __init__(self, write: Callable[[str], object] = print) -> None:
+    def __init__(self, write: Callable[[str], object] = tell) -> None:
         if not callable(write):
             raise ConfigError(f"write is {write!r}; expected a function of a text, such as print")
         self._write = write
