@@ -132,7 +132,9 @@ def test_a_logger_with_log_image_gets_the_picture() -> None:
 
 def test_a_logger_that_does_not_take_the_picture_costs_the_pictures_alone(tmp_path: Path) -> None:
     class Logger(CSVLogger):
-        def log_image(self, image: Any, name: str) -> None:  # not as Lightning's own loggers have it
+        def log_image(
+            self, image: Any, name: str
+        ) -> None:  # not as Lightning's own loggers have it
             raise AssertionError("not reached: the arguments do not fit")
 
     with pytest.warns(PictureWarning, match=r"did not take the picture .* TypeError") as told:

@@ -129,7 +129,11 @@ def test_smaller_pictures_are_made_on_the_server(server: Server) -> None:
         ("/unit", {"run": "a", "site": "act"}, "unit is missing; expected a number from 0 to 3"),
         ("/unit", {"run": "a", "site": "act", "unit": 4}, "unit is '4'; expected .* 0 to 3"),
         ("/unit", {"run": "a", "site": "act", "unit": ""}, "unit is ''"),
-        ("/unit", {"run": "a", "site": "act", "unit": "0" * 12 + "999"}, "unit is '000000000000999'"),
+        (
+            "/unit",
+            {"run": "a", "site": "act", "unit": "0" * 12 + "999"},
+            "unit is '000000000000999'",
+        ),
         ("/unit", {"run": "a", "site": "act", "unit": "0" * 12 + "9" * 5000}, "expected a whole"),
         ("/unit", {"run": "a", "site": "act", "unit": "0\n"}, "unit is '0\\n'"),
         ("/unit", {"run": "a", "site": "idle", "unit": 0}, "idle.* has no units"),
