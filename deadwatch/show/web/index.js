@@ -98,16 +98,16 @@ const THEMES = {
     ramp: ["#ffdf8f", "#fdb64f", "#ee7a33", "#cf3f3a", "#921a53", "#3a0b3d"],
     alive: ["#123f66", "#93cff4"], revived: ["#00553d", "#63dcb4"],
     aliveAlone: "#93a1ad", revivedAlone: "#7fa796",
-    rare: "#e0b000", saturated: "#c86aa0", deadFew: "#f6d3b8", dead: "#d55e00", relapsed: "#230a0a",
+    rare: "#e0b000", saturated: "#9b3fdd", deadFew: "#ee8855", dead: "#d55e00", relapsed: "#230a0a",
   },
   dark: {
     page: "#1f2327", ink: "#e6ebef", muted: "#9aa7b1", line: "#3a4249", soft: "#282d32",
     accent: "#7cc0ff", focus: "#7cc0ff", mark: "#ffffff", rim: "#000000", warn: "#ffb27a",
     zero: "#2f3d49", hatch: "#56616a", unseen: "#262a2f",
-    ramp: ["#6a2467", "#a62c63", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
-    alive: ["#123a5c", "#93cff4"], revived: ["#004a36", "#63dcb4"],
+    ramp: ["#8a3383", "#c2456f", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
+    alive: ["#123a5c", "#93cff4"], revived: ["#00553d", "#63dcb4"],
     aliveAlone: "#5f6e7b", revivedAlone: "#557a6a",
-    rare: "#f0e442", saturated: "#cc79a7", deadFew: "#5e3218", dead: "#e8691b", relapsed: "#fff3ec",
+    rare: "#f0e442", saturated: "#b85cff", deadFew: "#9a4a14", dead: "#e8691b", relapsed: "#fff3ec",
   },
 };
 
