@@ -249,6 +249,30 @@ def test_a_plain_loop_prints_what_is_new() -> None:
     ]
 
 
+def test_a_line_of_a_huge_model_is_short_and_says_what_it_leaves_out() -> None:
+    names = [f"block{i}.{'x' * i}" for i in range(100)]
+    lines: list[str] = []
+    view = ConsoleView(lines.append)
+    told = {
+        "treatments": tuple(treatment(0, [0, 1], name=name) for name in names),
+        "refusals": tuple(refusal(0, [0], name=name) for name in names),
+        "notes": tuple(f"{name} is odd" for name in names),
+    }
+    view(window(0, site("act", [2, 5]), **told))
+    assert len(lines[0]) < 1500
+    assert ", 190 units elsewhere; Swap refused on block0.: " in lines[0]
+    assert lines[0].count("; and 95 more") == 2
+    view(window(1, site("act", [2, 5]), **{**told, "treatments": ()}))
+    assert len(lines) == 1  # all of it was said or counted
+
+
+def test_a_line_of_a_window_without_evidence_has_no_ratio() -> None:
+    lines: list[str] = []
+    ConsoleView(lines.append)(window(0, site("act", [0, 1]), notes=("too few samples",)))
+    told = "no unit could be judged (0/0 units, +0); too few samples"
+    assert lines == [f"deadwatch window 0, step 9: {told}"]
+
+
 def test_a_console_view_wants_something_to_write_with() -> None:
     with pytest.raises(ConfigError, match=r"write is 'out'; expected a function of a text"):
         ConsoleView("out")
