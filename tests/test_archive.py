@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -123,6 +125,13 @@ def test_figures_that_float16_cannot_hold_are_kept_as_they_are() -> None:
     one.mean[1] = 1e6
     run = Log().write([window(0, one)]).run()
     assert run.units("act").details["mean"][1, 0] == 1e6
+
+
+def test_figures_that_float32_cannot_hold_are_missing_and_never_zero() -> None:
+    blown = replace(site("act", [5, 5], measured=1.0), mean=np.array([1e300, 1e5]))
+    run = Log().write([window(0, blown)]).run()
+    assert equal(run.units("act").details["mean"][:, 0], [np.nan, 1e5])
+    assert equal(run.measures["mean"], [[np.nan]])
 
 
 def test_sites_that_changed_are_served_first() -> None:

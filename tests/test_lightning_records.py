@@ -82,7 +82,7 @@ def test_a_terminal_that_lacks_a_character_ends_no_fit(
     monkeypatch.setattr(sys, "stdout", terminal)
     fit([callback()], tmp_path, module)
     terminal.flush()
-    assert b"net.gr\\xf6\\xdfe\\u6b7b" in terminal.buffer.getvalue()  # type: ignore[attr-defined]
+    assert b"net.gr\\xf6\\xdfe\\u6b7b" in terminal.buffer.getvalue()
 
 
 def test_the_documents_of_a_fit_are_those_of_its_last_report(tmp_path: Path) -> None:

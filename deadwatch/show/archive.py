@@ -171,7 +171,7 @@ class Archivist:
         changed = [self._changed(site) for site in sites]
         shared = self._shares.chosen(sites, changed)
         kept = [2 * (i in shared) or int(changed[i]) for i in range(len(sites))]
-        averages = np.array([_measures(site) for site in sites], "<f4")
+        averages = _single(np.array([_measures(site) for site in sites]))
         arrays = {"measures": averages.reshape(-1, len(MEASURES))}
         yield SITES, pack({**head, "columns": MEASURES}, arrays)
         yield from self.events(report)
@@ -257,7 +257,14 @@ def _units(site: SiteReport, how: int) -> dict[str, Array]:
 def _half(values: Floats) -> Array:
     """Three digits are enough to draw; what float16 cannot hold stays float32."""
     fits = not (np.abs(values[np.isfinite(values)]) > 60_000).any()
-    return values.astype("<f2" if fits else "<f4")
+    return values.astype("<f2") if fits else _single(values)
+
+
+def _single(values: Array) -> Array:
+    """As float32; what that cannot hold, of a run in float64 that blew up, is missing."""
+    with np.errstate(over="ignore"):
+        single = values.astype("<f4")
+    return np.where(np.isinf(single), np.float32(np.nan), single)
 
 
 def _counted(sites: Sequence[SiteReport], kept: Sequence[int]) -> dict[str, Array]:

@@ -66,7 +66,7 @@ def _nothing(logdir: Path, folders: int) -> str:
     if not folders:
         return f"{logdir} holds no event files; expected the directory of a TensorBoard run"
     return (
-        f"{logdir} holds {folders} director{'y' if folders == 1 else 'ies'} of runs, and none has records of deadwatch's. They "
+        f"{logdir} holds {folders} directories of runs, and none has records of deadwatch's. They "
         "are written by deadwatch.TensorBoardView(SummaryWriter(…)), called with each report, and "
         "by deadwatch.DeadWatch() where the Trainer's logger is TensorBoard's"
     )
