@@ -11,6 +11,7 @@ import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from deadwatch.show.bundle import bundle, left_out
 from deadwatch.show.events import Found, runs
 from deadwatch.show.page import page
 from deadwatch.show.summary import summary
-from deadwatch.show.texts import printable
+from deadwatch.show.texts import printable, tell
 
 if TYPE_CHECKING:
     from deadwatch.records import WindowReport
@@ -97,9 +98,9 @@ def _report(given: Namespace) -> int:
     path.write_text(text, "utf-8")
     windows = sum(len(one.run.windows) for one in found.values())
     size = len(text) / 1e6
-    print(f"{path}: {_counted(len(found), 'run')}, {_counted(windows, 'window')}, {size:.1f} MB")
+    tell(f"{path}: {_counted(len(found), 'run')}, {_counted(windows, 'window')}, {size:.1f} MB")
     for line in (*notes, *left_out(bundled)):
-        print(printable(line))
+        tell(printable(line))
     return 0
 
 
@@ -145,12 +146,12 @@ def _scan(given: Namespace) -> int:
     from deadwatch.scanning import scan
     from deadwatch.show.tables import plain, sites_table, text_of
 
-    model, batches = load(given.model, given.batches)
     try:
-        report = scan(model, batches)
+        with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+            report = scan(*load(given.model, given.batches))
     except DeadwatchError:
         raise
-    except Exception as error:  # of the user's model or data: where it came from helps
+    except (Exception, SystemExit) as error:  # of the user's model or data
         raise FactoryError(
             f"running the batches raised {type(error).__name__}: {error}; a batch is given to the "
             "model as deadwatch.scan does it: a mapping as keyword arguments, of a tuple the first"
@@ -158,9 +159,9 @@ def _scan(given: Namespace) -> int:
     if given.json:
         print(json.dumps(plain(report), indent=2, allow_nan=False))
     else:
-        print(text_of(sites_table(report, "Before training")))
+        tell(text_of(sites_table(report, "Before training")))
         for note in report.notes:
-            print(printable(note))
+            tell(printable(note))
     return 1 if _fails(report, given.fail_above) else 0
 
 

@@ -69,6 +69,10 @@ class ResumeWarning(DeadwatchWarning):
     """Part of a saved state does not fit what it was loaded into, and was left out."""
 
 
+class PictureWarning(DeadwatchWarning):
+    """A logger did not take a picture; it gets no more of them, and its curves go on."""
+
+
 def warn_failed(what: str, error: Exception) -> str:
     """Warn that something of a treatment failed; returns what happened."""
     happened = f"{type(error).__name__}: {error}"

@@ -34,7 +34,7 @@ def load(model: str, batches: str) -> tuple[Any, Iterable[Any]]:
         sys.path.insert(0, "")  # as `python -m` does
     made = _called("a model", model, _found("model", model))
     own = isinstance(made, tuple) and len(made) == 2
-    if not batches.isdigit():
+    if not batches.isdecimal():
         return (made[0] if own else made), _batches(batches)
     if not own:
         raise ConfigError(
@@ -44,7 +44,7 @@ def load(model: str, batches: str) -> tuple[Any, Iterable[Any]]:
         )
     if int(batches) < 1:
         raise ConfigError(f"--batches is {batches}; expected at least 1")
-    return made[0], islice(_iterable(model, made[1]), int(batches))
+    return made[0], islice(_iterable(model, made[1]), min(int(batches), sys.maxsize))
 
 
 def _batches(text: str) -> Iterable[Any]:
@@ -89,7 +89,7 @@ def _imported(path: str) -> Any:
                 "PYTHONPATH"
             ) from error
         raise FactoryError(f"importing {path} raised {_told(error)}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that runs as a whole when it is imported
         raise FactoryError(f"importing {path} raised {_told(error)}") from error
 
 
@@ -101,7 +101,7 @@ def _called(what: str, text: str, function: Callable[[], Any]) -> Any:
         )
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FactoryError(f"{text}() raised {_told(error)}") from error
 
 

@@ -22,6 +22,7 @@ from deadwatch.show.console import ConsoleView
 from deadwatch.show.loggers import LoggerViews
 from deadwatch.show.tables import end_of_run
 from deadwatch.show.tensorboard import MODEL_TAG, scalars
+from deadwatch.show.texts import writable
 from deadwatch.trainers import (
     averaged_copies,
     averages,
@@ -167,7 +168,7 @@ class DeadWatch(_Callback):
         if self.watch is not None and self._batches:
             self._close(trainer, pl_module, self.watch, ended=True)
         if self.report is not None and trainer.is_global_zero:
-            pl_module.print(end_of_run(self.report))
+            pl_module.print(writable(end_of_run(self.report)))
         self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -277,7 +278,7 @@ class DeadWatch(_Callback):
             self._views.window(trainer.loggers, verdict, self._step)
         line = self._console.line(self.report, self._when(trainer))
         if line is not None:
-            pl_module.print(line)  # above the progress bar, on rank 0
+            pl_module.print(writable(line))  # above the progress bar, on rank 0
 
     def _log(self, trainer: Any, points: Mapping[str, float]) -> None:
         """Hand all curves to the loggers, to the callbacks that monitor, and to the progress bar.

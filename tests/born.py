@@ -44,3 +44,26 @@ LISTED = list(batches())
 NUMBER = 3
 WIDE = [torch.randn(3, 5)]
 EMPTY: list[Tensor] = []
+
+
+def talking() -> tuple[nn.Module, list[Tensor]]:
+    """Prints something, as code that loads data may."""
+    print("loading data")
+    return model(), list(batches())
+
+
+def ending() -> nn.Module:
+    """Ends the program, as ``argparse`` does, and says that all went well."""
+    raise SystemExit(0)
+
+
+class Ending(nn.Module):
+    """Ends the program in its forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise SystemExit(0)
+
+
+def both_ending() -> tuple[nn.Module, list[Tensor]]:
+    """A model that ends the program, and batches."""
+    return nn.Sequential(nn.ReLU(), Ending()), list(batches())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -125,6 +127,13 @@ def test_figures_that_float16_cannot_hold_are_kept_as_they_are() -> None:
     assert run.units("act").details["mean"][1, 0] == 1e6
 
 
+def test_figures_that_float32_cannot_hold_are_missing_and_never_zero() -> None:
+    blown = replace(site("act", [5, 5], measured=1.0), mean=np.array([1e300, 1e5]))
+    run = Log().write([window(0, blown)]).run()
+    assert equal(run.units("act").details["mean"][:, 0], [np.nan, 1e5])
+    assert equal(run.measures["mean"], [[np.nan]])
+
+
 def test_sites_that_changed_are_served_first() -> None:
     calm = site("calm", [State.ALIVE] * 4)
     shifting = [site("shifting", [State.ALIVE] * 3 + [i % 6]) for i in range(6)]
@@ -149,6 +158,38 @@ def test_a_resumed_run_joins_without_doubled_windows() -> None:
     first, second = history(6, seed=1), history(9, seed=2)
     run = Log().write(first).write(second[4:]).run()
     holds(run, [*first[:4], *second[4:]], detailed=True)
+
+
+def test_one_view_over_a_run_that_went_back_to_a_checkpoint_joins_it() -> None:
+    """In a plain loop view and writer may outlive what they are given."""
+    first, again = history(6, seed=1), history(9, seed=1)[3:]
+    again[0] = window(3, first[5]["act"])  # as it was in the last window that was written
+    run = Log().write([*first, *again]).run()
+    holds(run, [*first[:3], *again], detailed=True)
+
+
+def test_an_event_file_that_is_there_twice_doubles_no_window() -> None:
+    reports = [window(i, site("act", [2, 5]), notes=(f"note {i}",)) for i in range(4)]
+    log = Log().write(reports)
+    for records in log.tags.values():
+        records += records
+    holds(log.run(), reports, detailed=True)
+    assert len(log.run().notes) == 4
+
+
+def test_a_window_that_is_being_written_is_not_there_before_it_is_whole() -> None:
+    reports = history(3)
+    archivist, seen = Archivist(), []
+    records = [record for report in reports for record in archivist.records(report)]
+    for there in range(len(records) + 1):
+        log = Log()
+        log.add(records[:there])
+        run = log.run()
+        seen.append(len(run.windows))
+        if run.windows:
+            holds(run, reports[: len(run.windows)], detailed=True)
+    assert seen == sorted(seen)
+    assert set(seen) == {0, 1, 2, 3}
 
 
 def test_a_run_that_was_started_anew_in_the_same_directory_is_the_later_one() -> None:

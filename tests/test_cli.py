@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,15 @@ def test_scan_takes_as_many_of_the_factorys_batches_as_it_is_told(
     assert found["dead_ratio"] == pytest.approx(report.dead_ratio)
 
 
+def test_what_a_factory_prints_is_no_part_of_the_answer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert scanned("tests.born:talking", "--batches", str(10**30), "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["sites"]
+    assert told.err == "loading data\n"
+
+
 def test_scan_fails_above_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["tests.born:model", "--batches", "tests.born:batches", "--fail-above"]
     assert scanned(*given, "0.9") == 0
@@ -89,6 +99,10 @@ def test_scan_fails_above_a_ratio(capsys: pytest.CaptureFixture[str]) -> None:
         ("tests.born:model", "tests.born:WIDE", "running the batches raised RuntimeError"),
         ("tests.born:model", "tests.born:EMPTY", "batches is empty; expected at least one batch"),
         ("tests.born:batches", "tests.born:LISTED", "model is 'generator'; expected a torch.nn"),
+        ("tests.born:model", "²", "--batches is '²'; expected package.module:name"),
+        ("tests.ending:model", "3", "importing tests.ending raised SystemExit: 0"),
+        ("tests.born:ending", "3", "tests.born:ending() raised SystemExit: 0"),
+        ("tests.born:both_ending", "3", "running the batches raised SystemExit: 0"),
         ("tests.broken:model", "3", "importing tests.broken raised SyntaxError"),
         ("tests.lacking:model", "3", "importing tests.lacking raised ModuleNotFoundError"),
     ],
@@ -105,6 +119,7 @@ def test_what_is_wrong_is_said_in_a_sentence(
     import tests
 
     (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "ending.py").write_text("import sys; sys.exit(0)")
     (tmp_path / "lacking.py").write_text("import nowhere_to_be_found")
     monkeypatch.setattr(tests, "__path__", [*tests.__path__, str(tmp_path)])
     assert scanned(model, "--batches", batches) == 2
@@ -177,6 +192,29 @@ def test_names_in_lines_are_data() -> None:
     assert len(lines) == 2
 
 
+LINES = """
+import sys; sys.path.insert(0, sys.argv[1])
+import torch
+from deadwatch import ConsoleView
+from deadwatch.show.tables import end_of_run
+from deadwatch.show.texts import writable
+from tests.histories import site, window
+view = ConsoleView()
+view(window(0, site("größe死", [2, 5])))
+print(writable(end_of_run(window(0, site("größe死", []), site("act", [0])))))
+"""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp437", "utf-8"])
+def test_a_terminal_without_all_characters_gets_their_codes(encoding: str) -> None:
+    root = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-c", LINES, root]
+    env = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, check=True, env=env)
+    shown = "größe死" if encoding == "utf-8" else "\\u6b7b"
+    assert done.stdout.decode(encoding).count(shown) == 2
+
+
 def test_a_table_of_many_sites_shows_the_worst_and_says_so() -> None:
     sites = [site(f"s{n}", [2] * n + [5] * (50 - n)) for n in range(MOST + 5)]
     text = end_of_run(window(0, *sites))
@@ -209,6 +247,30 @@ def test_a_plain_loop_prints_what_is_new() -> None:
         "deadwatch window 2, step 29; treated after it: 1 units (Recycle on act)",
         "deadwatch window 3, step 39: 0.0% dead (0/4 units, -1)",
     ]
+
+
+def test_a_line_of_a_huge_model_is_short_and_says_what_it_leaves_out() -> None:
+    names = [f"block{i}.{'x' * i}" for i in range(100)]
+    lines: list[str] = []
+    view = ConsoleView(lines.append)
+    told = {
+        "treatments": tuple(treatment(0, [0, 1], name=name) for name in names),
+        "refusals": tuple(refusal(0, [0], name=name) for name in names),
+        "notes": tuple(f"{name} is odd" for name in names),
+    }
+    view(window(0, site("act", [2, 5]), **told))
+    assert len(lines[0]) < 1500
+    assert ", 190 units elsewhere; Swap refused on block0.: " in lines[0]
+    assert lines[0].count("; and 95 more") == 2
+    view(window(1, site("act", [2, 5]), **{**told, "treatments": ()}))
+    assert len(lines) == 1  # all of it was said or counted
+
+
+def test_a_line_of_a_window_without_evidence_has_no_ratio() -> None:
+    lines: list[str] = []
+    ConsoleView(lines.append)(window(0, site("act", [0, 1]), notes=("too few samples",)))
+    told = "no unit could be judged (0/0 units, +0); too few samples"
+    assert lines == [f"deadwatch window 0, step 9: {told}"]
 
 
 def test_a_console_view_wants_something_to_write_with() -> None:

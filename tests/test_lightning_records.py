@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 
 from deadwatch import DeadWatch, Policy, Recycle, Rules
 from deadwatch.show.events import runs
 from deadwatch.show.run import Run
-from tests.fitting import fit
+from tests.fitting import Module, fit
 from tests.histories import decoded
 
 
@@ -66,6 +70,19 @@ def test_a_fit_ends_with_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "deadwatch, last window: " in out
     assert "deadwatch, what came of each remedy:" in out
     assert {"net.1", "net.3", "Recycle"} <= set(out.replace("│", " ").split())
+
+
+def test_a_terminal_that_lacks_a_character_ends_no_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Module()
+    module.net = nn.Sequential(OrderedDict(zip(("a", "größe死", "c"), module.net[:3], strict=True)))
+    module.net.append(nn.Linear(16, 3))
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    fit([callback()], tmp_path, module)
+    terminal.flush()
+    assert b"net.gr\\xf6\\xdfe\\u6b7b" in terminal.buffer.getvalue()
 
 
 def test_the_documents_of_a_fit_are_those_of_its_last_report(tmp_path: Path) -> None:

@@ -11,9 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, WandbLogger
+from pytorch_lightning.loggers import (
+    CSVLogger,
+    MLFlowLogger,
+    TensorBoardLogger,
+    WandbLogger,
+)
 
 from deadwatch import DeadWatch, Recycle, Rules
+from deadwatch.errors import PictureWarning
+from deadwatch.show.events import runs
 from deadwatch.show.loggers import LoggerViews
 from deadwatch.show.tensorboard import scalars
 from deadwatch.treat.policy import Policy
@@ -121,3 +128,27 @@ def test_a_logger_with_log_image_gets_the_picture() -> None:
         views.window([logger], report, report.window.last_step)
         views.events([logger], window(report.window.index), report.window.last_step)
     assert logger.got == [("deadwatch/layers", 3, 9), ("deadwatch/layers", 3, 19)]
+
+
+def test_a_logger_that_does_not_take_the_picture_costs_the_pictures_alone(tmp_path: Path) -> None:
+    class Logger(CSVLogger):
+        def log_image(
+            self, image: Any, name: str
+        ) -> None:  # not as Lightning's own loggers have it
+            raise AssertionError("not reached: the arguments do not fit")
+
+    with pytest.warns(PictureWarning, match=r"did not take the picture .* TypeError") as told:
+        fitted(Logger(tmp_path, version="run"), tmp_path)
+    assert len([one for one in told if one.category is PictureWarning]) == 1
+    assert list(tmp_path.rglob("metrics.csv"))
+
+
+def test_several_loggers_at_once_none_at_all_and_a_fast_dev_run(tmp_path: Path) -> None:
+    loggers = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="a")]
+    loggers.append(TensorBoardLogger(tmp_path, name="b"))
+    fitted(loggers, tmp_path)
+    assert sorted(runs(tmp_path)) == ["a/version_0", "b/version_0"]
+    assert list(tmp_path.glob("csv/*/metrics.csv"))
+    fitted(False, tmp_path)
+    fit([DeadWatch()], tmp_path, Module(), fast_dev_run=True)
+    assert len(runs(tmp_path)) == 2

@@ -141,3 +141,17 @@ def test_without_matplotlib_a_plot_says_the_way_out(monkeypatch: pytest.MonkeyPa
 def test_every_state_has_a_colour_of_its_own() -> None:
     assert set(COLOURS) == set(State)
     assert len(set(COLOURS.values())) == len(State)
+
+
+def test_a_report_of_a_huge_model_is_short_in_a_notebook() -> None:
+    names = [f"block{i}.act" for i in range(3000)]
+    report = window(
+        0,
+        *(site(name, [2, 5]) for name in names),
+        treatments=tuple(treatment(0, [0], name=name) for name in names),
+        refusals=tuple(refusal(0, [0], name=name) for name in names),
+        notes=tuple(names),
+    )
+    html = report._repr_html_()
+    assert len(html) < 80_000
+    assert "and 8,940 more treatments, refusals and notes" in html

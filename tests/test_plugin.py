@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,10 +21,14 @@ from tensorboard.backend.event_processing.plugin_event_multiplexer import EventM
 from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client, TestResponse
 
+import deadwatch
 from deadwatch import State
-from deadwatch.show import documents, plugin
+from deadwatch.show import documents
+from deadwatch.show import plugin as entry
+from deadwatch.show import server as answers
 from deadwatch.show.archive import PLUGIN
-from deadwatch.show.plugin import Loader, Plugin
+from deadwatch.show.plugin import Loader
+from deadwatch.show.server import Plugin
 from tests.board import board
 from tests.histories import HOSTILE, decoded, history, outcome, site, treatment, window, written
 
@@ -124,6 +129,13 @@ def test_smaller_pictures_are_made_on_the_server(server: Server) -> None:
         ("/unit", {"run": "a", "site": "act"}, "unit is missing; expected a number from 0 to 3"),
         ("/unit", {"run": "a", "site": "act", "unit": 4}, "unit is '4'; expected .* 0 to 3"),
         ("/unit", {"run": "a", "site": "act", "unit": ""}, "unit is ''"),
+        (
+            "/unit",
+            {"run": "a", "site": "act", "unit": "0" * 12 + "999"},
+            "unit is '000000000000999'",
+        ),
+        ("/unit", {"run": "a", "site": "act", "unit": "0" * 12 + "9" * 5000}, "expected a whole"),
+        ("/unit", {"run": "a", "site": "act", "unit": "0\n"}, "unit is '0\\n'"),
         ("/unit", {"run": "a", "site": "idle", "unit": 0}, "idle.* has no units"),
     ],
 )
@@ -135,6 +147,15 @@ def test_a_bad_request_is_a_400_with_a_sentence(
     assert answer.mimetype == "application/json"
     told = json.loads(answer.text)["error"]
     assert re.search(sentence, told) if ".*" in sentence else sentence in told
+    assert len(told) < 500
+
+
+def test_a_wrong_run_among_hundreds_is_told_a_few_of_them(tmp_path: Path) -> None:
+    for n in range(answers.NAMED + 5):
+        written(tmp_path / f"{n:03}", REPORTS[:1])
+    told = json.loads(Server(tmp_path).ask("/table", run="x" * 9999).text)["error"]
+    assert told.endswith("'018', '019' and 5 more")
+    assert len(told) < 500
 
 
 def test_a_run_that_goes_on_is_read_anew(tmp_path: Path) -> None:
@@ -147,12 +168,12 @@ def test_a_run_that_goes_on_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_no_more_runs_are_kept_in_memory_than_a_few(tmp_path: Path) -> None:
-    for n in range(plugin.KEPT + 2):
+    for n in range(answers.KEPT + 2):
         written(tmp_path / str(n), REPORTS[:1])
     server = Server(tmp_path)
-    for n in [*range(plugin.KEPT + 2), 0]:
+    for n in [*range(answers.KEPT + 2), 0]:
         assert server.get("/overview", run=str(n))["windows"] == 1
-    assert len(server.plugin._runs) == plugin.KEPT
+    assert len(server.plugin._runs) == answers.KEPT
 
 
 # ── what goes wrong costs the tab, never TensorBoard ────────────────────────────────────
@@ -169,6 +190,41 @@ def test_importing_the_plugin_imports_neither_torch_nor_lightning() -> None:
     assert run_code(code) == "[]"
 
 
+STARTS = """
+import sys; sys.path.insert(0, sys.argv[1])
+import json, urllib.request
+from tensorboard import default, program
+from deadwatch.show import plugin
+assert plugin.__file__.startswith(sys.argv[1])
+loaders = [loader for loader in default.get_plugins() if loader is not plugin.Loader]
+board = program.TensorBoard(plugins=[*loaders, plugin.Loader])
+board.configure(["tensorboard", "--logdir", sys.argv[1], "--load_fast", "false", "--port", "0"])
+print(*json.load(urllib.request.urlopen(board.launch() + "data/plugins_listing")))
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("records/__init__.py", "import nothing_of_this_name"), ("errors.py", "def (")],
+)
+def test_tensorboard_starts_with_an_installation_that_is_damaged(
+    file: str, content: str, tmp_path: Path
+) -> None:
+    package = tmp_path / "deadwatch"
+    shutil.copytree(Path(deadwatch.__file__).parent, package)
+    (package / file).write_text(content)
+    command = [sys.executable, "-c", STARTS, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "scalars" in done.stdout
+    assert "deadwatch" not in done.stdout
+    assert "deadwatch: not installed as a whole, so there is no tab" in done.stderr
+
+
+def test_the_entry_point_and_the_records_agree_on_the_name() -> None:
+    assert entry.NAME == PLUGIN == Plugin.plugin_name
+
+
 def test_a_front_end_that_cannot_be_read_costs_the_tab_alone(
     server: Server,
     tmp_path: Path,
@@ -176,7 +232,7 @@ def test_a_front_end_that_cannot_be_read_costs_the_tab_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert server.ask("/index.js").status_code == 200
-    monkeypatch.setattr(plugin, "files", lambda package: tmp_path)
+    monkeypatch.setattr(answers, "files", lambda package: tmp_path)
     with caplog.at_level(logging.ERROR):
         answer = Server(server.folder).ask("/index.js")
     assert answer.status_code == 500

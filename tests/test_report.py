@@ -6,6 +6,7 @@ import base64
 import hashlib
 import importlib
 import json
+import os
 import re
 import shutil
 import struct
@@ -152,6 +153,17 @@ def test_no_event_files_or_none_with_records(
     told = refused(capsys, logdir / "other")
     assert "1 directories of runs, and none has records" in told
     assert "deadwatch.TensorBoardView(SummaryWriter" in told
+
+
+def test_a_directory_whose_name_is_no_text_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"run\xff")).mkdir()
+    except OSError:
+        pytest.skip("this file system has names of text only")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "run\\udcff' is a name that is no UTF-8" in capsys.readouterr().err
 
 
 def test_no_such_run(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:

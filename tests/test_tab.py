@@ -25,6 +25,8 @@ from deadwatch.show import documents
 from deadwatch.show.archive import COUNTS, LAYOUT, Archivist
 from deadwatch.show.run import Record, Run
 from tests.browser import Browser, browser, driver, needs_chromium
+from tests.histories import site as history_site
+from tests.histories import window as history_window
 
 pytestmark = needs_chromium
 
@@ -389,6 +391,32 @@ def test_rows_are_zoomed_by_dragging(page: Browser) -> None:
     assert page.run("return deadwatch.units.rows()[0]") == "10"
 
 
+def test_an_answer_that_comes_late_does_not_replace_a_later_one(page: Browser) -> None:
+    open_site(page, "first")
+    script = """
+        const {app} = deadwatch, ask = app.source.units;
+        let wait = 300;
+        app.source.units = async (...given) => {
+            await new Promise((done) => setTimeout(done, wait, (wait = 0)));
+            return ask(...given);
+        };
+        return Promise.all([app.zoomUnits([8, 12]), app.zoomUnits(null)]).then(() => {
+            app.source.units = ask;
+            return [app.unitDocs.get('treated').rows.length, deadwatch.units.rows().length];
+        });"""
+    assert page.run(script) == [64, 64]
+
+
+def test_a_run_that_is_gone_is_not_shown_any_more(page: Browser) -> None:
+    page.run("return deadwatch.app.choose(['treated', 'live'])")
+    script = """
+        const {app} = deadwatch, ask = app.source.runs;
+        app.source.runs = async () => ({...(await ask()), runs: ['treated']});
+        return app.refresh().then(() => { app.source.runs = ask; })"""
+    page.run(script)
+    assert page.run("return deadwatch.layers.runs()") == ["treated"]
+
+
 def test_dark_pages_are_dark(page: Browser) -> None:
     script = (
         "return getComputedStyle(document.querySelector('.dw')).backgroundColor === arguments[0]"
@@ -421,7 +449,7 @@ def test_what_tensorboard_cannot_hand_over_is_told(
     from tensorboard.plugins.base_plugin import TBContext
     from werkzeug.test import Client
 
-    from deadwatch.show.plugin import Plugin
+    from deadwatch.show.server import Plugin
 
     class Provider:
         def list_tensors(self, *_: Any, **__: Any) -> Any:
@@ -487,6 +515,66 @@ def test_the_same_module_draws_documents_that_a_page_carries(
     text = window.run("return document.body.innerText")
     assert f"This file does not hold the units of {EVIL}, second." in text
     assert not [address for address in window.requests() if address.startswith("http")]
+    assert window.errors() == []
+
+
+def test_names_that_turn_or_break_text_are_shown_as_codes(window: Browser, tmp_path: Path) -> None:
+    odd = "a\u202eb\nc\x1bd\udc80\U000e0041"
+    shown = "a\\u202eb\\x0ac\\x1bd\\udc80\\U000e0041"
+    kept = {}
+    told = replace(history_window(0, history_site(odd, [2, 5])), notes=(odd,))
+    for tag, data in Archivist().records(told):
+        kept[tag] = [Record(0.0, data)]
+    run = Run(lambda tag: kept.get(tag, []))
+    docs = {
+        "runs": [odd],
+        "overview": {odd: documents.overview(run)},
+        "table": {odd: documents.table(run)},
+        "units": {odd: {odd: documents.units(run, odd)}},
+    }
+    window.open(carried(tmp_path, docs))
+    window.wait("return document.querySelectorAll('tbody tr').length")
+    window.run("document.querySelector('details').open = true")
+    assert (
+        window.run("return document.body.innerText").count(shown) == 4
+    )  # run, caption, table, note
+    window.run(
+        "return deadwatch.app.open(deadwatch.app.docs.values().next().value.overview.sites[0].name)"
+    )
+    assert (
+        window.run("return document.querySelector('section:not([hidden]) h2').innerText") == shown
+    )
+    assert window.errors() == []
+
+
+def test_a_figure_that_is_missing_is_not_drawn_as_zero(window: Browser, tmp_path: Path) -> None:
+    told = history_window(0, history_site("act", [5]))
+    kept = {tag: [Record(0.0, data)] for tag, data in Archivist().records(told)}
+    run = Run(lambda tag: kept.get(tag, []))
+    unit = documents.unit(run, "act", 0)
+    unit |= {"columns": [{"windows": [w, w], "steps": [w, w]} for w in range(3)]}
+    unit |= {"mean": [5.0] * 3, "std": [None] * 3, "max": [9.0] * 3, "min": [None] * 3}
+    unit |= {"state": [5] * 3, "fate": [0] * 3, "open_fraction": [1.0] * 3}
+    docs = {
+        "runs": ["r"],
+        "overview": {"r": documents.overview(run)},
+        "table": {"r": documents.table(run)},
+        "units": {"r": {"act": documents.units(run, "act")}},
+        "unit": {"r": {"act": {"0": unit}}},
+    }
+    window.open(carried(tmp_path, docs))
+    window.wait("return window.deadwatch?.layers.rows().length")
+    open_site(window, "act")
+    script = """
+        const drawn = [], own = CanvasRenderingContext2D.prototype.lineTo;
+        CanvasRenderingContext2D.prototype.lineTo = function (x, y) {
+            drawn.push(y); return own.call(this, x, y); };
+        return deadwatch.app.pick({row: 0}).then(() => {
+            CanvasRenderingContext2D.prototype.lineTo = own;
+            const {app} = deadwatch, zero = app.pins[0].y(0);
+            return drawn.filter((y) => Math.abs(y - zero) < 1e-6).length;
+        });"""
+    assert window.run(script) == 0
     assert window.errors() == []
 
 

@@ -8,12 +8,15 @@ import re
 import urllib.error
 import urllib.parse
 import urllib.request
+from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugin_util import markdown_to_safe_html
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -22,8 +25,10 @@ from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
 from deadwatch.show.archive import tag
 from deadwatch.show.console import ConsoleView
-from deadwatch.show.tensorboard import LAYOUT, scalars, treatments_text
+from deadwatch.show.tensorboard import LAYOUT, outcomes_text, rows_text, scalars, treatments_text
+from deadwatch.show.texts import printable
 from tests.clinic import Patient
+from tests.histories import outcome, refusal, site, treatment, window
 
 
 def write(tmp_path: Path, patient: Patient, watch: Watch, windows: int = 2) -> EventAccumulator:
@@ -132,6 +137,58 @@ def test_names_are_data_in_markdown() -> None:
     treatment = report.treatments[0]
     object.__setattr__(treatment, "site", "a`b")
     assert "`a'b`" in treatments_text(report)
+
+
+EVIL = (
+    "<img src=http://x/y onerror=alert(1)>",
+    "[a](http://x) ![b](http://x) <http://x>",
+    "**b** __c__ _d_ `e` ~~f~~ &lt;g&gt; &amp; \\\\* \\",
+    "# h",
+    "- - 1. x",
+    "12) a | b |",
+    "    code\n\n<script>alert(1)</script>\n\n| a | b |\n|---|---|",
+    "\x1b]0;t\x07 \u202eevil\u202c [red]x[/red] größe 死",
+)
+
+
+class Parts(HTMLParser):
+    """The text and the tags of a piece of HTML."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.text, self.tags = "", set[str]()
+        self.feed(html)
+        self.close()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+
+
+@pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("evil", EVIL)
+def test_names_and_notes_are_no_markup_in_the_text_tab(evil: str) -> None:
+    """As TensorBoard's own text tab renders them."""
+    told = window(
+        0,
+        site(evil, [2]),
+        treatments=(replace(treatment(0, [0]), remedy=evil, site=evil, note=evil),),
+        refusals=(replace(refusal(0, [0]), remedy=evil, site=evil, reason=evil),),
+        notes=(evil,),
+        outcomes=(replace(outcome(), remedy=evil),),
+    )
+    shown = printable(evil).strip()
+    for text, often, tags in (
+        (treatments_text(told), 7, {"ul", "li", "p", "strong", "code"}),
+        (outcomes_text(told), 1, {"table", "thead", "tbody", "tr", "th", "td"}),
+        (rows_text([evil]), 1, {"p", "code"}),
+    ):
+        parts = Parts(markdown_to_safe_html(text))
+        assert parts.tags <= tags
+        # Only what is shown as code has another quotation mark.
+        assert parts.text.replace("`", "'").count(shown.replace("`", "'")) == often
 
 
 def test_a_view_wants_a_writer() -> None:

@@ -3,12 +3,13 @@
 Every window leaves, each under a tag of its own:
 
 - ``layout``: the sites, whenever they are others than in the window before;
-- ``counts``: how many units of each site are in which state, and where units were written;
 - ``sites``: what is averaged over the units of each site;
 - ``events``: treatments, refusals, notes and outcomes, if there are any;
 - ``units/<site>``: the state of each unit, if it is another than in the window before, and its
   share of open gates, as far as the budget for these goes;
-- ``figures/<site>``: its pre-activations, as far as the budget for these goes.
+- ``figures/<site>``: its pre-activations, as far as the budget for these goes;
+- ``counts``: how many units of each site are in which state, and where units were written. It comes
+  last: a window that has it is there as a whole, for whoever reads while it is written.
 
 A payload is compressed: one line of JSON, which names the version, the window and the arrays that
 follow it, and the arrays. A newer reader finds in an older payload what that has; an older one
@@ -144,7 +145,12 @@ class Archivist:
         self._shares, self._figures = Budget(shares, 3), Budget(figures, 2 * len(PRE_ACTIVATION))
         self._sites: list[dict[str, Any]] = []
         self._states: dict[str, Array] = {}
-        self._session = uuid.uuid4().hex
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a session, which builds on nothing that was written before."""
+        self._sites, self._states = [], {}
+        self._session, self._last = uuid.uuid4().hex, -1
         self._told: tuple[int, dict[str, list[Any]]] = (-1, {})
 
     def _head(self, report: WindowReport) -> dict[str, Any]:
@@ -154,6 +160,9 @@ class Archivist:
 
     def records(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
         """Tags and payloads of one window."""
+        if report.window.index <= self._last:  # a run that went back to a checkpoint, or a new one
+            self._begin()
+        self._last = report.window.index
         head, sites = self._head(report), list(report.values())
         described = [describe(site) for site in sites]
         if described != self._sites:
@@ -162,12 +171,7 @@ class Archivist:
         changed = [self._changed(site) for site in sites]
         shared = self._shares.chosen(sites, changed)
         kept = [2 * (i in shared) or int(changed[i]) for i in range(len(sites))]
-        rows = np.array([_counts(site) for site in sites], "<i4").reshape(-1, len(State))
-        samples = np.array([site.samples for site in sites], "<i8")
-        arrays = {"states": rows, "samples": samples, "kept": np.array(kept, "|u1")}
-        arrays["harmful"] = np.array([site.harmful for site in sites], "|u1")
-        yield COUNTS, pack(head, arrays)
-        averages = np.array([_measures(site) for site in sites], "<f4")
+        averages = _single(np.array([_measures(site) for site in sites]))
         arrays = {"measures": averages.reshape(-1, len(MEASURES))}
         yield SITES, pack({**head, "columns": MEASURES}, arrays)
         yield from self.events(report)
@@ -178,6 +182,7 @@ class Archivist:
         for i in sorted(self._figures.chosen(sites, changed)):
             figures = {name: _half(getattr(sites[i], name)) for name in PRE_ACTIVATION}
             yield _of(head, FIGURES, sites[i], figures)
+        yield COUNTS, pack(head, _counted(sites, kept))
 
     def events(self, report: WindowReport) -> Iterator[tuple[str, bytes]]:
         """Tag and payload of what was done and told in a window so far, if there is more now."""
@@ -252,11 +257,24 @@ def _units(site: SiteReport, how: int) -> dict[str, Array]:
 def _half(values: Floats) -> Array:
     """Three digits are enough to draw; what float16 cannot hold stays float32."""
     fits = not (np.abs(values[np.isfinite(values)]) > 60_000).any()
-    return values.astype("<f2" if fits else "<f4")
+    return values.astype("<f2") if fits else _single(values)
 
 
-def _counts(site: SiteReport) -> Array:
-    return np.bincount(site.state, minlength=len(State))
+def _single(values: Array) -> Array:
+    """As float32; what that cannot hold, of a run in float64 that blew up, is missing."""
+    with np.errstate(over="ignore"):
+        single = values.astype("<f4")
+    return np.where(np.isinf(single), np.float32(np.nan), single)
+
+
+def _counted(sites: Sequence[SiteReport], kept: Sequence[int]) -> dict[str, Array]:
+    rows = [np.bincount(site.state, minlength=len(State)) for site in sites]
+    return {
+        "states": np.array(rows, "<i4").reshape(-1, len(State)),
+        "samples": np.array([site.samples for site in sites], "<i8"),
+        "kept": np.array(kept, "|u1"),
+        "harmful": np.array([site.harmful for site in sites], "|u1"),
+    }
 
 
 def _measures(site: SiteReport) -> list[float]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, WindowReport
 from deadwatch.show.markdown import markdown
-from deadwatch.show.texts import printable
+from deadwatch.show.texts import printable, tell
+
+MOST = 5
+"""Sites that a line names as treated, and other things that it tells, at most."""
 
 
 class ConsoleView:
@@ -18,7 +21,7 @@ class ConsoleView:
     Call it with the report of each window, as a `TensorBoardView`.
 
     Args:
-        write: Takes a line; ``print`` by default, ``tqdm.write`` beside a progress bar.
+        write: Takes a line; prints it by default, ``tqdm.write`` beside a progress bar.
 
     Example:
         >>> view = ConsoleView()
@@ -26,7 +29,7 @@ class ConsoleView:
         deadwatch window 0, step 99: 12.5% dead (8/64 units, +8), most in 1 (8/64)
     """
 
-    def __init__(self, write: Callable[[str], object] = print) -> None:
+    def __init__(self, write: Callable[[str], object] = tell) -> None:
         if not callable(write):
             raise ConfigError(f"write is {write!r}; expected a function of a text, such as print")
         self._write = write
@@ -50,35 +53,39 @@ class ConsoleView:
         for treatment in report.treatments:
             done[f"{treatment.remedy} on {treatment.site}"] += len(treatment.units)
         if done:
-            parts = (f"{units} units ({what})" for what, units in done.items())
+            parts = [f"{units} units ({what})" for what, units in done.most_common(MOST)]
+            if len(done) > MOST:
+                rest = done.total() - sum(units for _, units in done.most_common(MOST))
+                parts.append(f"{rest} units elsewhere")
             self._treated = f"; {when}: {', '.join(parts)}"
-        for refusal in report.refusals:
-            text = f"{refusal.remedy} refused on {refusal.site}: {refusal.reason}"
-            self._treated += self._once(text)
+        self._treated += self._new(
+            f"{refusal.remedy} refused on {refusal.site}: {refusal.reason}"
+            for refusal in report.refusals
+        )
 
     def line(self, report: WindowReport, when: str) -> str | None:
         """A line if the number of dead units changed or there is something to tell, else None."""
         change = report.dead - self._dead
-        told = self._treated + "".join(map(self._once, report.notes))
+        told = self._treated + self._new(report.notes)
         self._dead, self._treated = report.dead, ""
         if not change and not told:
             return None
-        line = (
-            f"deadwatch {when}: {report.dead_ratio:.1%} dead "
-            f"({report.dead}/{report.judged} units, {change:+d})"
-        )
+        ratio = f"{report.dead_ratio:.1%} dead" if report.judged else "no unit could be judged"
+        line = f"deadwatch {when}: {ratio} ({report.dead}/{report.judged} units, {change:+d})"
         if report.dead:
             worst = max(report.values(), key=lambda site: int(site.dead.sum()))
             line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
         return printable(line + told)
 
-    def _once(self, text: str) -> str:
-        """A text the first time it is said, whatever its figures."""
-        key = re.sub(r"\d+", "#", text)
-        if key in self._said:
-            return ""
-        self._said.add(key)
-        return f"; {text}"
+    def _new(self, texts: Iterable[str]) -> str:
+        """Those texts that were not said before, whatever their figures."""
+        new: dict[str, str] = {}
+        for text in texts:
+            new.setdefault(re.sub(r"\d+", "#", text), text)
+        fresh = [text for key, text in new.items() if key not in self._said]
+        self._said |= new.keys()
+        told = "".join(f"; {text}" for text in fresh[:MOST])
+        return told + (f"; and {len(fresh) - MOST} more" if len(fresh) > MOST else "")
 
 
 COLUMNS = ("units", "revived", "relapsed", "still_dead", "open", "undone", "written")

@@ -54,7 +54,13 @@ def runs(logdir: Path) -> dict[str, Found]:
         raise DeadwatchError(
             f"{logdir} {what}; expected the directory that TensorBoard's --logdir would get"
         )
-    folders = sorted(map(Path, GetLogdirSubdirectories(str(logdir))))
+    try:
+        folders = sorted(map(Path, GetLogdirSubdirectories(str(logdir))))
+    except UnicodeEncodeError as error:
+        raise DeadwatchError(
+            f"{error.object!a} is a name that is no UTF-8, at which TensorBoard stops reading "
+            f"{logdir}; rename it"
+        ) from error
     read = {str(folder.relative_to(logdir)): _read(folder) for folder in folders}
     found = {name: Found(Run(_by_tag(tags)), cut) for name, (tags, cut) in read.items() if tags}
     if not found:

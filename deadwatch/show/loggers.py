@@ -6,9 +6,11 @@ MLflow get the picture of sites × windows, any other logger nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
+from deadwatch.errors import PictureWarning
 from deadwatch.records import WindowReport
 from deadwatch.show.picture import History, Picture
 from deadwatch.show.tensorboard import PICTURE_TAG, TensorBoardView
@@ -25,7 +27,7 @@ class View(Protocol):
 
 
 class PictureView:
-    """Gives a logger the picture of sites × windows.
+    """Gives a logger the picture of sites × windows, until it does not take one.
 
     Args:
         log: Called with the picture and the step.
@@ -34,12 +36,24 @@ class PictureView:
     def __init__(self, log: Callable[[Picture, int], object]) -> None:
         self._log = log
         self._history = History()
+        self._refused = False
 
     def window(self, report: WindowReport, step: int) -> None:
         """Draw what there is so far, if there is enough that is new."""
         self._history.add(report)
-        if self._history.due:
-            self._log(self._history.picture(), step)
+        if not self._history.due or self._refused:
+            return
+        picture = self._history.picture()
+        try:
+            self._log(picture, step)
+        except Exception as error:  # each logger has errors of its own; a picture ends no training
+            self._refused = True
+            warnings.warn(
+                f"a logger did not take the picture {PICTURE_TAG!r} and gets no more of them; "
+                f"curves and training go on. {type(error).__name__}: {error}",
+                PictureWarning,
+                stacklevel=2,
+            )
 
     def events(self, report: WindowReport, step: int) -> None:
         """Nothing: treatments are not in the picture."""

@@ -26,7 +26,7 @@ COLOURS = {
 """From left to right in a bar; told apart without red and green, and by lightness."""
 
 MOST = 60
-"""Sites that a table or a figure shows; those with most dead units, and it says so."""
+"""Sites that a table or a figure shows, those with most dead units, and lines below; it says so."""
 
 _LINE = "border-bottom:1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:2px 10px;text-align:right;{_LINE}"
@@ -113,6 +113,8 @@ def _told(report: WindowReport) -> str:
         for refusal in report.refusals
     ]
     lines += report.notes
+    if len(lines) > MOST:
+        lines[MOST:] = [f"and {len(lines) - MOST:,} more treatments, refusals and notes"]
     return "".join(f'<div style="opacity:.8">{_escaped(line)}</div>' for line in lines)
 
 

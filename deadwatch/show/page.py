@@ -16,7 +16,7 @@ from importlib.resources import files
 from deadwatch.errors import DeadwatchError
 from deadwatch.show.bundle import left_out
 from deadwatch.show.documents import Document
-from deadwatch.show.texts import encodable
+from deadwatch.show.texts import printable
 
 _START = """
 {
@@ -68,9 +68,9 @@ def page(bundled: Document, title: str, notes: tuple[str, ...] = ()) -> str:
     lines = (*notes, *left_out(bundled))
     return _PAGE.format(
         policy=policy,
-        title=html.escape(encodable(title)),
+        title=html.escape(printable(title)),
         style=_STYLE,
-        notes="".join(f"<p>{html.escape(encodable(line))}</p>" for line in lines),
+        notes="".join(f"<p>{html.escape(printable(line))}</p>" for line in lines),
         data=harmless(bundled),
         script=script,
     )

@@ -23,7 +23,8 @@ from typing import Any, Protocol
 from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, SiteReport, WindowReport
 from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
-from deadwatch.show.console import outcomes_table
+from deadwatch.show.console import outcome_rows
+from deadwatch.show.markdown import code, literal, markdown
 from deadwatch.show.picture import History
 from deadwatch.show.texts import encodable
 
@@ -123,8 +124,7 @@ class TensorBoardView:
             self._writer.add_text(TREATMENTS_TAG, encodable(text), step)
         if report.outcomes != self._outcomes:
             self._outcomes = report.outcomes
-            text = outcomes_table(report.outcomes)
-            self._writer.add_text(OUTCOMES_TAG, encodable(text), step)
+            self._writer.add_text(OUTCOMES_TAG, encodable(outcomes_text(report)), step)
 
 
 def _summary(name: str, data: bytes) -> Any:
@@ -157,25 +157,29 @@ def _measures(site: SiteReport) -> Iterator[tuple[str, float]]:
 def treatments_text(report: WindowReport) -> str:
     """What was done and what could not be, as a Markdown list; empty if nothing was."""
     lines = [
-        f"- **{t.remedy}** on {len(t.units)} units of `{_code(t.site)}` "
-        f"({'quiet' if t.quiet else 'not quiet'}): {t.note}. Units {_listed(t.units.tolist())}"
+        f"- **{literal(t.remedy)}** on {len(t.units)} units of {code(t.site)} "
+        f"({'quiet' if t.quiet else 'not quiet'}): {literal(t.note)}. "
+        f"Units {_listed(t.units.tolist())}"
         for t in report.treatments
     ]
     lines += [
-        f"- {r.remedy} refused on {len(r.units)} units of `{_code(r.site)}`: {r.reason}"
+        f"- {literal(r.remedy)} refused on {len(r.units)} units of {code(r.site)}: "
+        f"{literal(r.reason)}"
         for r in report.refusals
     ]
-    lines += [f"- {_code(note)}" for note in report.notes]
+    lines += [f"- {literal(note)}" for note in report.notes]
     return "\n".join(lines)
+
+
+def outcomes_text(report: WindowReport) -> str:
+    """What came of each remedy, as a Markdown table."""
+    header, *rows = outcome_rows(report.outcomes)
+    return markdown(header, [[literal(cell) for cell in row] for row in rows])
 
 
 def rows_text(names: list[str]) -> str:
     """Which site each row of the picture is, as Markdown."""
-    return "Rows from above: " + ", ".join(f"`{_code(name)}`" for name in names)
-
-
-def _code(name: str) -> str:
-    return name.replace("`", "'")
+    return "Rows from above: " + ", ".join(map(code, names))
 
 
 def _listed(units: list[int], most: int = 32) -> str:

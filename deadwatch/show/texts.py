@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 
 _ACTS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -24,3 +25,14 @@ def _shown(character: str) -> str:
 def encodable(text: str) -> str:
     """A text with halves of characters, which no file can hold, written as their codes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def writable(text: str) -> str:
+    """A text with what the terminal's encoding lacks written as its codes: not all have UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def tell(text: str) -> None:
+    """Print a text, whatever the terminal."""
+    print(writable(text))

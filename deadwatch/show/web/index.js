@@ -98,16 +98,16 @@ const THEMES = {
     ramp: ["#ffdf8f", "#fdb64f", "#ee7a33", "#cf3f3a", "#921a53", "#3a0b3d"],
     alive: ["#123f66", "#93cff4"], revived: ["#00553d", "#63dcb4"],
     aliveAlone: "#93a1ad", revivedAlone: "#7fa796",
-    rare: "#e0b000", saturated: "#c86aa0", deadFew: "#f6d3b8", dead: "#d55e00", relapsed: "#230a0a",
+    rare: "#e0b000", saturated: "#9b3fdd", deadFew: "#ee8855", dead: "#d55e00", relapsed: "#230a0a",
   },
   dark: {
     page: "#1f2327", ink: "#e6ebef", muted: "#9aa7b1", line: "#3a4249", soft: "#282d32",
     accent: "#7cc0ff", focus: "#7cc0ff", mark: "#ffffff", rim: "#000000", warn: "#ffb27a",
     zero: "#2f3d49", hatch: "#56616a", unseen: "#262a2f",
-    ramp: ["#6a2467", "#a62c63", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
-    alive: ["#123a5c", "#93cff4"], revived: ["#004a36", "#63dcb4"],
+    ramp: ["#8a3383", "#c2456f", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
+    alive: ["#123a5c", "#93cff4"], revived: ["#00553d", "#63dcb4"],
     aliveAlone: "#5f6e7b", revivedAlone: "#557a6a",
-    rare: "#f0e442", saturated: "#cc79a7", deadFew: "#5e3218", dead: "#e8691b", relapsed: "#fff3ec",
+    rare: "#f0e442", saturated: "#b85cff", deadFew: "#9a4a14", dead: "#e8691b", relapsed: "#fff3ec",
   },
 };
 
@@ -189,11 +189,20 @@ function brief(n) {
   return n < 1e6 ? `${Number((n / 1e3).toFixed(1))}k` : `${Number((n / 1e6).toFixed(2))}M`;
 }
 
+/** A name as it is seen: characters that would turn it around or break it are shown as codes. */
+function visible(text) {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => {
+    const code = character.codePointAt(0).toString(16);
+    if (code.length > 4) return `\\U${code.padStart(8, "0")}`;
+    return code.length > 2 ? `\\u${code.padStart(4, "0")}` : `\\x${code.padStart(2, "0")}`;
+  });
+}
+
 const span = ([a, b], word) => (a === b ? `${word} ${a}` : `${word}s ${a}–${b}`);
 
 // ── elements ────────────────────────────────────────────────────────────────────────────
 
-/** An element; strings among its children become text. */
+/** An element; strings among its children become text in which nothing acts. */
 function h(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -202,7 +211,8 @@ function h(name, attributes = {}, ...children) {
     else if (value !== false && value !== null && value !== undefined)
       element.setAttribute(key, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  const there = children.filter((child) => child !== null && child !== undefined);
+  element.append(...there.map((child) => (typeof child === "string" ? visible(child) : child)));
   return element;
 }
 
@@ -559,7 +569,7 @@ class Picture {
     context.textAlign = "right";
     context.textBaseline = "middle";
     const write = (row) => {
-      const text = shortened(context, this.model.rows[row].label, this.left - 14);
+      const text = shortened(context, visible(this.model.rows[row].label), this.left - 14);
       context.fillText(text, this.left - 10, LANE + (row + 0.5) * this.each + 0.5);
     };
     const { rows, chosen = new Set() } = this.model; // chosen rows always have their label
@@ -1103,16 +1113,17 @@ class Pin {
     [this.docs, this.picture] = [docs, picture];
     this.known = docs.some((doc) => doc?.mean.some((value) => value !== null));
     const words = this.known ? CURVES : "its state; no figures of it were measured and kept";
-    this.told.textContent = problems.length ? problems.join(" ") : words;
+    this.told.textContent = problems.length ? visible(problems.join(" ")) : words;
     this.box.setAttribute("aria-label",
       `Unit ${this.unit}: pre-activation over time. Left and right arrows read the windows.`);
     this.draw();
   }
 
   bounds() {
-    const values = this.docs.flatMap((doc) =>
-      doc ? [...doc.min, ...doc.max, ...doc.mean].filter((value) => value !== null) : []);
-    const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+    let [low, high] = [0, 0]; // a missing value changes neither
+    for (const doc of this.docs.filter(Boolean))
+      for (const value of [doc.min, doc.max, doc.mean].flat())
+        [low, high] = [Math.min(low, value), Math.max(high, value)];
     const room = (high - low || 1) * 0.06;
     return [low - room, high + room];
   }
@@ -1165,8 +1176,9 @@ class Pin {
         context.strokeStyle = `${theme.accent}${alpha}`;
         context.lineWidth = width;
         context.beginPath();
-        part.forEach((k) => context.lineTo(at(k), this.y(doc[name][k])));
-        if (part.length === 1) context.arc(at(part[0]), this.y(doc[name][part[0]]), 0.75, 0, 7);
+        const known = part.filter((k) => doc[name][k] !== null);
+        known.forEach((k) => context.lineTo(at(k), this.y(doc[name][k])));
+        if (known.length === 1) context.arc(at(known[0]), this.y(doc[name][known[0]]), 0.75, 0, 7);
         context.stroke();
       }
     }
@@ -1483,7 +1495,7 @@ class App {
   build(root) {
     const actions = {
       tip: (told, where) => this.tip(told, where),
-      said: (words) => (this.said.textContent = words),
+      said: (words) => (this.said.textContent = visible(words)),
     };
     this.layers = new Picture("Layers by windows, coloured by the share of dead units", {
       ...actions,
@@ -1504,7 +1516,9 @@ class App {
     this.runBox = h("div", { class: "dw-runs", role: "group", "aria-label": "Runs" });
     this.root = h("main", { class: "dw" }, h("div", { class: "dw-bar" }, this.runBox), this.status,
       this.layersView(), this.unitsView(), this.tooltip, this.said);
-    root.append(h("style", {}, STYLE), this.root);
+    const style = h("style");
+    style.textContent = STYLE;
+    root.append(style, this.root);
     root.style.margin = "0";
     document.documentElement.lang ||= "en";
     window.addEventListener("resize", () => this.draw());
@@ -1576,7 +1590,9 @@ class App {
       this.stamps = stamps;
       if (runs.join("\n") !== this.runs.join("\n") || !this.shown.length) {
         this.runs = runs;
+        const left = this.shown.length;
         this.shown = this.shown.filter((run) => runs.includes(run));
+        if (this.shown.length && this.shown.length < left) this.draw();
         if (!this.shown.length) this.shown = runs.length <= 2 ? [...runs] : runs.slice(0, 1);
         this.drawRuns();
       }
@@ -1591,7 +1607,7 @@ class App {
       this.since = new Date();
     } catch (error) {
       const since = this.since ? ` What is shown is from ${this.since.toLocaleTimeString()}.` : "";
-      this.status.textContent = `${error.message}${since}`;
+      this.status.textContent = visible(`${error.message}${since}`);
     }
   }
 
@@ -1615,8 +1631,12 @@ class App {
     if (stale.length) this.drawTable();
   }
 
-  async loadUnits() {
-    const { site } = this;
+  loadUnits() {
+    this.asked = (this.asked ?? 0) + 1;
+    return (this.loading = this.unitsOf(this.site, this.asked));
+  }
+
+  async unitsOf(site, asked) {
     const found = new Map();
     const problems = [];
     for (const run of this.shown) {
@@ -1630,9 +1650,11 @@ class App {
         problems.push(`${run}: ${error.message}`);
       }
     }
-    if (site !== this.site) return;
+    if (asked !== this.asked) return this.loading; // what was asked for since is what is wanted
+    if (site !== this.site) return undefined;
     [this.unitDocs, this.unitProblems] = [found, problems];
     await Promise.all(this.pins.map((pin) => this.loadPin(pin)));
+    return undefined;
   }
 
   async loadPin(pin) {
@@ -1846,11 +1868,11 @@ class App {
     const docs = runs.map((run) => this.unitDocs.get(run));
     const known = this.ready().map((run) =>
       this.docs.get(run).overview.sites.find(({ name }) => name === this.site)).find(Boolean);
-    this.title.textContent = this.site;
+    this.title.textContent = visible(this.site);
     const from = known && Array.isArray(known.producers) ? ` · made by ${known.producers.join(", ")}`
       : "";
-    this.about.textContent = [
-      known ? `${known.activation}${from}` : "", ...(this.unitProblems ?? [])].join(" ");
+    this.about.textContent = visible([
+      known ? `${known.activation}${from}` : "", ...(this.unitProblems ?? [])].join(" "));
     this.allUnits.hidden = !this.zooms.units;
     this.unitsKey.replaceChildren(...unitsLegend(docs.some((doc) => doc.dead)));
     const widest = docs.reduce((a, b) => (a && a.units >= b.units ? a : b), null);
