@@ -57,6 +57,10 @@ class MixedModelsWarning(DeadwatchWarning):
     """What processes measure is merged though they may train different models."""
 
 
+class LostProcessesWarning(DeadwatchWarning):
+    """The other processes of a run are gone, and with them what they measured."""
+
+
 class UnfusedSwapWarning(DeadwatchWarning):
     """A swapped activation has no equivalent in ``torch.nn`` and stays as it is."""
 

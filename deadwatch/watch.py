@@ -21,7 +21,7 @@ from deadwatch.errors import (
 )
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
-from deadwatch.observe.reduce import alike, averaging, common_seed, largest, reduce
+from deadwatch.observe.reduce import alike, averaging, common_seed, largest, meet, reduce
 from deadwatch.observe.remarks import tell_unseen
 from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import unwrapped
@@ -139,6 +139,7 @@ class Watch:
         if self._clinic is not None:
             self._clinic.attach()
         self._taps.attach()
+        meet(self._roll)
         return self
 
     @property

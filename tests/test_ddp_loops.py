@@ -78,6 +78,21 @@ def of_one(group: Any, *, inner: bool) -> dict[str, Any]:
     return {"told": [str(w.message) for w in caught], "refusal": refusal}
 
 
+def alone() -> list[str]:
+    """Close windows when the other processes are gone."""
+    model = network()
+    with Watch(model, rules=Rules(min_samples=1)) as watch:
+        model(torch.randn(8, 6)).sum().backward()
+        watch.close_window()
+        dist.destroy_process_group()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                model(torch.randn(8, 6)).sum().backward()
+                watch.close_window()
+    return [str(w.message) for w in caught]
+
+
 def main(rank: int, ranks: int, folder: Path) -> None:
     """Be one rank; does not return."""
     dist.init_process_group(
@@ -90,8 +105,9 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Watch(whole)
-    (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(found))
     dist.barrier()
+    found["alone"] = alone()
+    (folder / f"rank{rank}.pkl").write_bytes(pickle.dumps(found))
     sys.stdout.flush()
     os._exit(0)  # gloo's own threads now and then abort an orderly exit
 
@@ -135,6 +151,12 @@ def test_models_of_some_processes_alone_are_not_treated(
         assert "a DistributedDataParallel over 1 of 2 processes" in rank[given]["refusal"]
         (told,) = rank[given]["told"]
         assert "also if they train another model" in told
+
+
+def test_a_window_closed_without_the_other_processes_says_so(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        (told,) = rank["alone"]
+        assert "window 1 is of this process alone" in told
 
 
 def test_a_schedule_that_has_ended_takes_no_more_steps() -> None:

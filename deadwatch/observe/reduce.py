@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from deadwatch.observe import stats
-from deadwatch.observe.remarks import FAILED
+from deadwatch.observe.remarks import FAILED, tell_alone
 from deadwatch.observe.roll import Roll, digest, number_of
 from deadwatch.observe.stats import STATISTICS
 from deadwatch.records import Bools, Floats, SiteSnapshot, Snapshot
@@ -63,7 +63,17 @@ def reduce(snapshot: Snapshot, roll: Roll | None = None) -> Snapshot:
 
 def merge(snapshot: Snapshot, roll: Roll | None = None) -> Snapshot:
     """Merge the snapshots of all ranks; ages are those of the window's start."""
-    return _merged(snapshot, Roll() if roll is None else roll) if _world() > 1 else snapshot
+    roll = Roll() if roll is None else roll
+    if meet(roll) < roll.ranks:
+        tell_alone(snapshot.window, roll.ranks)
+        roll.ranks = _world()
+    return _merged(snapshot, roll) if _world() > 1 else snapshot
+
+
+def meet(roll: Roll) -> int:
+    """How many ranks there are now, which the roll notes if they are more than before."""
+    roll.ranks = max(roll.ranks, _world())
+    return _world()
 
 
 def is_too_much(size: int) -> bool:

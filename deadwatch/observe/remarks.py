@@ -9,13 +9,14 @@ from torch import Tensor
 
 from deadwatch.errors import (
     AmbiguousUnitDimWarning,
+    LostProcessesWarning,
     ResumeWarning,
     SiteDisabledWarning,
     UnseenSiteWarning,
 )
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.places import Place
-from deadwatch.records import Site, WindowReport
+from deadwatch.records import Site, Window, WindowReport
 
 FAILED = "observing them failed, on this process or another, and was given up"
 """Why nothing is known of sites that some process does not observe any more."""
@@ -47,6 +48,17 @@ def tell_failure(place: Place | None, error: Exception) -> None:
         f"observing {place.base if place else 'a function'!r} failed and is switched off; "
         f"training goes on. {type(error).__name__}: {str(error).partition(chr(10))[0]}",
         SiteDisabledWarning,
+        stacklevel=3,
+    )
+
+
+def tell_alone(window: Window, ranks: int) -> None:
+    """Say that a window holds only what this process measured."""
+    warnings.warn(
+        f"window {window.index} is of this process alone: the process group, of {ranks} processes, "
+        "is not there any more. Close the window, and leave `with watch:`, before "
+        "destroy_process_group(); call close_window(treat=False) after it.",
+        LostProcessesWarning,
         stacklevel=3,
     )
 

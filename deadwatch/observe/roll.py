@@ -48,10 +48,12 @@ class Roll:
     Attributes:
         entries: By name, in the common order; the same on all ranks.
         said: What the others know this rank to know of each site.
+        ranks: How many ranks there are.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     said: dict[str, Entry] = field(default_factory=dict)
+    ranks: int = 1
 
     def news(self, sites: Iterable[SiteSnapshot]) -> list[Entry]:
         """What of this rank's sites is not known to all, or not as it is now."""
