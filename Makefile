@@ -18,14 +18,14 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
-# Prints every table that README.md quotes and redraws its picture (which needs Chromium and
-# ImageMagick).
+# Prints every table that README.md quotes and takes its pictures (which needs Chromium).
 figures: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 	$(BIN)/python -m benchmarks.efficacy
 	$(BIN)/python -m benchmarks.overhead --out benchmarks/overhead.json
 	$(BIN)/python -m benchmarks.scale --out benchmarks/scale.json
-	$(BIN)/python benchmarks/picture.py
+	$(BIN)/python -m benchmarks.screenshots
+	$(BIN)/python -m benchmarks.tab
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "deadwatch needs Python 3.11 or newer"'

@@ -23,7 +23,7 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from benchmarks.picture import tensorboard, wait_for
+from benchmarks.board import tensorboard, wait_for
 from deadwatch.records import Gate, Site, SiteReport, State, Treatment, Window, WindowReport
 from deadwatch.show.archive import Archivist
 from deadwatch.show.tensorboard import _summary
@@ -125,7 +125,7 @@ def drawing(page: Browser) -> str:
 def measured(folder: Path, site: str, fast: bool) -> dict[str, str]:
     """Everything that is told of one run, which must be alone in its folder."""
     where = ("--logdir", str(folder), "--load_fast", str(fast).lower())
-    with tensorboard(*where, module="benchmarks.board") as url, driver() as address:
+    with tensorboard(*where) as url, driver() as address:
         _until_read(url)
         with browser(address) as page:
             page.open("about:blank")
@@ -145,7 +145,7 @@ def measured(folder: Path, site: str, fast: bool) -> dict[str, str]:
 def _until_read(url: str) -> None:
     """Wait until TensorBoard has read everything: its newest step stays what it was."""
     address = f"{url}data/plugin/deadwatch/runs"
-    wait_for(address, b'"run"')
+    wait_for(address, b'"run"', seconds=300)
     before, told = b"", b" "
     while before != told:
         before = told

@@ -45,7 +45,7 @@ class Browser:
     def __init__(
         self, driver: str, size: tuple[int, int] = (1300, 850), dark: bool = False, scale: float = 1
     ) -> None:
-        self._driver = driver
+        self._driver, self.size = driver, size
         flags = [
             *FLAGS,
             f"--window-size={size[0]},{size[1]}",
@@ -162,9 +162,11 @@ class Browser:
                 found.append(str(message["params"]["request"]["url"]))
         return found
 
-    def screenshot(self, path: Path) -> None:
-        """Save what is seen as a PNG."""
-        path.write_bytes(base64.b64decode(self.command("screenshot", method="GET")))
+    def screenshot(self, path: Path, tall: int) -> None:
+        """Save the upper part of the window as a PNG."""
+        area = {"x": 0, "y": 0, "width": self.size[0], "height": tall, "scale": 1}
+        found = self.devtools("Page.captureScreenshot", {"clip": area})
+        path.write_bytes(base64.b64decode(found["data"]))
 
     def close(self) -> None:
         """End the session."""

@@ -125,4 +125,6 @@ def test_the_readme_quotes_what_the_scripts_wrote() -> None:
     for line in overhead.tables(results):
         assert line in text
         assert line in (ROOT / "benchmarks/README.md").read_text()
-    assert (ROOT / "docs/tensorboard.png").stat().st_size < 300_000
+    for picture in (ROOT / "docs").glob("*.png"):
+        assert f"docs/{picture.name}" in text
+        assert picture.stat().st_size < 300_000

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from benchmarks.board import tensorboard
 from deadwatch.show.picture import COLUMNS, EVERY, ROWS, UNJUDGED, History, coloured, enlarged
-from tests.board import board
 from tests.histories import HOSTILE, outcome, refusal, site, treatment, window, written
 from tests.test_plugin import asked, eventually
 
@@ -127,7 +127,7 @@ def test_event_files_hold_curves_charts_pictures_and_texts(run: Path) -> None:
 def test_tensorboard_without_the_plugin_shows_them_on_its_own_dashboards(
     run: Path, load_fast: str
 ) -> None:
-    with board("--logdir", str(run), "--load_fast", load_fast, plugin=False) as url:
+    with tensorboard("--logdir", str(run), "--load_fast", load_fast, plugin=False) as url:
         plugins = eventually(f"{url}data/plugins_listing", lambda found: found["images"]["enabled"])
         assert "deadwatch" not in plugins
         tags = eventually(f"{url}data/plugin/scalars/tags", lambda found: "run" in found)

@@ -22,6 +22,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from werkzeug.test import Client, TestResponse
 
 import deadwatch
+from benchmarks.board import tensorboard
 from deadwatch import State
 from deadwatch.show import documents
 from deadwatch.show import plugin as entry
@@ -29,7 +30,6 @@ from deadwatch.show import server as answers
 from deadwatch.show.archive import PLUGIN
 from deadwatch.show.plugin import Loader
 from deadwatch.show.server import Plugin
-from tests.board import board
 from tests.histories import HOSTILE, decoded, history, outcome, site, treatment, window, written
 
 
@@ -309,7 +309,7 @@ def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("load_fast", ["true", "false"])
 def test_every_window_arrives_and_none_twice(long_run: Path, load_fast: str) -> None:
-    with board("--logdir", str(long_run), "--load_fast", load_fast) as url:
+    with tensorboard("--logdir", str(long_run), "--load_fast", load_fast) as url:
         base = f"{url}data/plugin/deadwatch"
         eventually(f"{base}/runs", lambda found: found["runs"] == ["run"])
         query = "run=run"

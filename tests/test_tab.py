@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import deadwatch.show
-from benchmarks.picture import tensorboard, wait_for
+from benchmarks.board import tensorboard, wait_for
 from deadwatch import BiasWarming, Policy, Recycle, Rules, TensorBoardView, Watch, WindowReport
 from deadwatch.records import State
 from deadwatch.show import documents
@@ -101,7 +101,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Training]:
 def board(runs: dict[str, Training]) -> Iterator[str]:
     """A TensorBoard over all runs, by the loader that is written in Python."""
     where = ("--logdir", str(runs["treated"].folder.parent), "--load_fast", "false")
-    with tensorboard(*where, module="benchmarks.board") as url:
+    with tensorboard(*where) as url:
         wait_for(f"{url}data/plugin/deadwatch/runs", b'"treated"]')
         yield url
 
@@ -160,7 +160,7 @@ def test_the_tab_opens_behind_a_path_prefix_and_with_the_fast_loader(
     runs: dict[str, Training], window: Browser
 ) -> None:
     where = ("--logdir", str(runs["treated"].folder.parent), "--path_prefix", "/x/y")
-    with tensorboard(*where, "--load_fast", "true", module="benchmarks.board") as url:
+    with tensorboard(*where, "--load_fast", "true") as url:
         wait_for(f"{url}x/y/data/plugin/deadwatch/runs", b'"treated"]')
         window.requests()
         window.open(f"{url}x/y/#deadwatch")

@@ -20,7 +20,7 @@ from tensorboard.plugin_util import markdown_to_safe_html
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from benchmarks.picture import tensorboard, wait_for
+from benchmarks.board import tensorboard, wait_for
 from deadwatch import ConfigError, Recycle, Rules, TensorBoardView, Watch
 from deadwatch.errors import UnseenSiteWarning
 from deadwatch.show.archive import tag
