@@ -53,12 +53,15 @@ def _layout(payload: Payload) -> Payload:
 def _counts(payload: Payload) -> Payload:
     states, kept = (_array(payload, name, d) for name, d in (("states", 2), ("kept", 1)))
     _expect(len(states) == len(kept), "its arrays are of different lengths")
-    whole = states.dtype.kind == "i" and not ((states < 0) | (states > MOST)).any()
+    whole = states.dtype.kind == "i" and states.min(initial=0) >= 0
+    whole = whole and bool(states.max(initial=0) <= MOST)
     _expect(whole and kept.dtype.kind == "u", "counts are no whole numbers")
     harmful = payload.arrays.get("harmful")
     arrays = dict(payload.arrays)
     if harmful is not None and (harmful.shape != kept.shape or harmful.dtype.kind != "u"):
         del arrays["harmful"]
+    if states.shape[1] == len(State):  # as a rule, and there are thousands
+        return Payload(payload.head, {**arrays, "states": states})
     known = states[:, : len(State)].astype(np.int64)
     known = np.pad(known, ((0, 0), (0, len(State) - known.shape[1])))
     known[:, State.UNCERTAIN] += states[:, len(State) :].sum(1, dtype=np.int64)
