@@ -10,11 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deadwatch.advising import advise
     from deadwatch.errors import CannotTreat, ConfigError, DeadwatchError, DeadwatchWarning
     from deadwatch.fusing import fuse
     from deadwatch.judge.rules import Rules
     from deadwatch.lightning import DeadWatch
     from deadwatch.records import (
+        Finding,
         Gate,
         Outcome,
         Refusal,
@@ -49,12 +51,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "deadwatch.advising": ("advise",),
     "deadwatch.errors": ("CannotTreat", "ConfigError", "DeadwatchError", "DeadwatchWarning"),
     "deadwatch.fusing": ("fuse",),
     "deadwatch.judge.rules": ("Rules",),
     "deadwatch.lightning": ("DeadWatch",),
     "deadwatch.records": (
-        *("Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
+        *("Finding", "Gate", "Outcome", "Refusal", "Site", "SiteReport", "State", "Treatment"),
         *("WindowReport", "Wire"),
     ),
     "deadwatch.restoring": ("load_from_checkpoint", "restore"),
@@ -84,6 +87,7 @@ __all__ = [
     "DeadWatch",
     "DeadwatchError",
     "DeadwatchWarning",
+    "Finding",
     "Gate",
     "NoBiasDecay",
     "Outcome",
@@ -107,6 +111,7 @@ __all__ = [
     "Watch",
     "WindowReport",
     "Wire",
+    "advise",
     "fuse",
     "load_from_checkpoint",
     "outcomes_table",

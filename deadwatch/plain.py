@@ -22,7 +22,7 @@ from torch import Tensor
 
 from deadwatch.errors import DeadwatchError
 
-VERSION = 2
+VERSION = 3
 """Of the layout of what is saved; another one whenever a record gains, loses or renames a field."""
 
 

@@ -30,6 +30,7 @@ LAYERS: dict[str, set[str]] = {
     "show": GROUND,
     "settings": GROUND | {"observe", "judge", "treat"},
     "watch": GROUND | {"observe", "judge", "treat", "show", "settings"},
+    "advising": GROUND | {"observe", "judge", "treat", "settings"},
     "scanning": GROUND | {"observe", "judge", "treat", "settings", "watch"},
     "factories": GROUND,
     "cli": GROUND | {"show", "scanning", "factories"},
@@ -40,7 +41,7 @@ LAYERS: dict[str, set[str]] = {
     "lightning": GROUND
     | {"observe", "judge", "treat", "show", "settings", "watch", "restoring", "trainers"},
     "__init__": GROUND
-    | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing"}
+    | {"observe", "judge", "treat", "show", "watch", "scanning", "restoring", "fusing", "advising"}
     | {"lightning"},
 }
 
@@ -129,6 +130,7 @@ def test_only_surgery_and_optim_change_tensors_in_place_under_treat() -> None:
 WAITS = {"item", "tolist", "cpu", "numpy", "synchronize", "nonzero"}
 MAY_WAIT = {  # once a window, once a site, or once a kind of activation
     *("fetch", "adopt", "_all_reduce", "common_seed", "measure_gate", "_largest", "_seconds"),
+    "_rms",
 }
 
 

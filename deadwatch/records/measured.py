@@ -9,6 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from deadwatch.records.arrays import Bools, Ints
+from deadwatch.records.gauged import Gauges
 from deadwatch.records.sites import Site
 
 
@@ -88,9 +89,11 @@ class Snapshot:
         sites: The sites.
         steps: Training steps of the run so far.
         missing: By name of a site of which nothing is known although it may have run, why.
+        gauges: What the gauges measured, if there are any.
     """
 
     window: Window
     sites: tuple[SiteSnapshot, ...]
     steps: int = 0
     missing: Mapping[str, str] = field(default_factory=dict)
+    gauges: Gauges | None = None

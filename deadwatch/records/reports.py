@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import Any
 
 from deadwatch.records.arrays import Bools, Floats, Ints
+from deadwatch.records.found import Finding
+from deadwatch.records.gauged import Death, Gauges
 from deadwatch.records.measured import Window
 from deadwatch.records.sites import Site
 from deadwatch.records.treated import Outcome, Refusal, Treatment
@@ -115,6 +117,9 @@ class WindowReport(Mapping[str, SiteReport]):
         refusals: Remedies that could not be applied, and why.
         notes: What else there is to tell: dead units that were left alone, treatments undone.
         outcomes: What came of each remedy so far.
+        gauges: What the gauges measured, if advice is asked for; None if not.
+        deaths: How the units that are dead now have died, if advice is asked for.
+        findings: What advice there is, if it is asked for.
     """
 
     window: Window
@@ -123,6 +128,9 @@ class WindowReport(Mapping[str, SiteReport]):
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
     outcomes: tuple[Outcome, ...] = ()
+    gauges: Gauges | None = None
+    deaths: tuple[Death, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
     def __getitem__(self, name: str) -> SiteReport:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
+from weakref import WeakSet
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -28,6 +29,7 @@ class Exemption:
         self._handles: list[RemovableHandle] = []
         self._aside: list[tuple[dict[str, Any], dict[str, Any]]] = []  # groups, what they held
         self._extra: list[dict[str, Any]] = []
+        _ALL.add(self)
 
     def add(self, parameters: Iterable[Tensor]) -> None:
         """Exempt more parameters, now or whenever the optimizer comes to own them."""
@@ -42,6 +44,10 @@ class Exemption:
             optimizer.register_state_dict_pre_hook(self._mended),
             optimizer.register_load_state_dict_pre_hook(self._mended),
         ]
+
+    def spares(self, optimizer: Optimizer, parameter: Tensor) -> bool:
+        """Whether it takes the decay by an optimizer off a parameter."""
+        return optimizer is self._optimizer and parameter in self._exempt
 
     def discard(self, parameter: Tensor) -> None:
         """Let a parameter decay again."""
@@ -109,6 +115,14 @@ class Exemption:
                 others = [not each for each in exempt]
                 group.update({key: _pick(items, others) for key, items in lists.items()})
         self._optimizer.param_groups.extend(self._extra)
+
+
+_ALL: WeakSet[Exemption] = WeakSet()  # of an optimizer there may be several
+
+
+def spared(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether weight decay was taken off a parameter, by whomever."""
+    return any(one.spares(optimizer, parameter) for one in _ALL)
 
 
 def _decays(group: dict[str, Any]) -> bool:

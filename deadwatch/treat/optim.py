@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from deadwatch.errors import DeadwatchError, OptimizerStateWarning
 from deadwatch.records import Change, Ints
 from deadwatch.treat import shards
-from deadwatch.treat.decay import Exemption
+from deadwatch.treat.decay import Exemption, spared
 from deadwatch.treat.moments import (
     FIRST_MOMENTS,
     RULES,
@@ -55,6 +56,44 @@ class Restart:
     index: Ints
     live: Ints
     rows: range | None = None
+
+
+class Hyper(NamedTuple):
+    """How an optimizer updates one parameter.
+
+    Attributes:
+        optimizer: Its class.
+        lr: The learning rate; NaN if there is none, or reading it would wait for a device.
+        decay: The weight decay; 0 if there is none, or it was taken off.
+    """
+
+    optimizer: str
+    lr: float
+    decay: float
+
+
+def hypers(optimizers: Iterable[Optimizer]) -> dict[int, Hyper]:
+    """How parameters are updated, by their ``id``."""
+    found = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            lr, decay = (_plain(group.get(name)) for name in ("lr", "weight_decay"))
+            for parameter in group["params"]:
+                off = math.isnan(decay) or spared(optimizer, parameter)
+                found[id(parameter)] = Hyper(type(optimizer).__name__, lr, 0.0 if off else decay)
+    return found
+
+
+def rates(optimizers: Iterable[Optimizer]) -> list[float]:
+    """The learning rate of each group of parameters; NaN as in `Hyper`."""
+    return [_plain(group.get("lr")) for one in optimizers for group in one.param_groups]
+
+
+def _plain(value: object) -> float:
+    """A number; of a tensor on a device NaN, for to read it would wait for that."""
+    if isinstance(value, Tensor) and value.device.type == "cpu" and value.numel() == 1:
+        return float(value)
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 class OptimizerState:

@@ -1,0 +1,1 @@
+"""What dead units cost, and whether that does harm."""

@@ -1,0 +1,1 @@
+"""Causes of death: how the units that are dead now have died."""

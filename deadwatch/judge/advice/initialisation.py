@@ -1,0 +1,1 @@
+"""Initialisation: what parameters are before the first step."""

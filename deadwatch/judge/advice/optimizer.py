@@ -1,0 +1,1 @@
+"""The optimizer: what its steps do to units."""

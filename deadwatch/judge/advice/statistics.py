@@ -1,0 +1,1 @@
+"""Data and statistics: what flows through the layers, forward and back."""
