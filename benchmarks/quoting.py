@@ -18,7 +18,7 @@ def quote(text: str, name: str, table: str) -> str:
     """
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found, rest = text.partition(opening)
-    old, ended, after = rest.partition(closing)
+    _, ended, after = rest.partition(closing)
     if not found or not ended or opening in rest or closing in before + after:
         raise ValueError(f"expected {opening} and then {closing} in the text, each of them once")
     return f"{before}{opening}\n\n{table}\n\n{closing}{after}"
