@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from deadwatch.errors import ConfigError
 from deadwatch.judge.advice import Facts, check_ignore, findings, without_ignored
 from deadwatch.observe.parameters import parameters_of
+from deadwatch.observe.sequences import sequences
 from deadwatch.observe.sites import unwrapped
 from deadwatch.records import Finding, WindowReport
 from deadwatch.settings import optimizers_of
@@ -52,6 +53,10 @@ def advise(
         )
     ignore = check_ignore(ignore)
     model, optimizers = unwrapped(model), optimizers_of(optimizer)
-    sites = () if report is None else tuple(one.site for one in report.values())
-    facts = Facts(sites, parameters_of(model, hypers(optimizers)), report)
+    if report is None:
+        sites = sequences(model)
+    else:
+        sites = tuple(one.site for one in report.values())
+    fresh = report is None or report.window.index == 0
+    facts = Facts(sites, parameters_of(model, hypers(optimizers)), report, fresh)
     return without_ignored(findings(facts), ignore)

@@ -128,8 +128,8 @@ class Death:
         steps: The first and last step between which they fell silent.
         before: Averages over the units when they were last open as usual: ``mean``, ``std``,
             ``open_fraction``, ``bias``; what was not measured is missing.
-        after: The same of the first window in which they were dead.
-        evidence: What speaks for the cause, in words with numbers.
+        after: The same of the first window in which they were dead; and ``moved``, by how much
+            their rows moved in the window before, relative to themselves.
     """
 
     site: str
@@ -139,4 +139,3 @@ class Death:
     steps: tuple[int, int]
     before: Mapping[str, float]
     after: Mapping[str, float]
-    evidence: str
