@@ -43,7 +43,7 @@ def _hit(facts: Facts, death: Death, evidence: str) -> Hit:
     if death.cause in BEST:
         code += f"  # {points:+.1f} points above doing nothing where units died so"
     numbers = {"units": units, "window": death.window, **_pairs(death)}
-    severity: Severity = "warning" if site.harmful else "info"
+    severity: Severity = "warning" if facts.harmful(site.site) else "info"
     return Hit(severity, (death.site,), message, numbers, code)
 
 
