@@ -59,9 +59,9 @@ def add(op: Op) -> None:
     parts = (part for _, label in found for part in label.parts_with(shared=True))
     before = tuple(label for _, label in found if label.stem)
     note = "" if stem else _between(op)
-    return op.tracer.set_label(
-        op.result, Label(dim, stem, note, parts=tuple(parts), before=before if stem else ())
-    )
+    label = Label(dim, stem, note, parts=tuple(parts), before=before if stem else ())
+    label.step(op.name)
+    return op.tracer.set_label(op.result, label)
 
 
 def _aligned(op: Op, found: list[tuple[Tensor, Label]]) -> bool:

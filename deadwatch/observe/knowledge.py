@@ -19,6 +19,8 @@ class Wiring:
     producers_note: str
     consumers_note: str
     known_consumers: tuple[Wire, ...] = ()
+    path: tuple[str, ...] = ()
+    trails: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Visit:
     readers: tuple[Wire, ...]
     readers_note: str
     only_kept: bool
+    path: tuple[str, ...] = ()
+    trails: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass
@@ -105,6 +109,8 @@ class Knowledge:
             producers_note,
             consumers_note or unfit,
             readers if not unfit and all(visit.only_kept for visit in visits) else (),
+            visits[0].path,
+            tuple(dict.fromkeys(trail for visit in visits for trail in visit.trails)),
         )
 
     def _without_unfit_bias(self, wire: Wire, shapes: Shapes) -> Wire:

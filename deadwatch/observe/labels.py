@@ -18,6 +18,9 @@ from deadwatch.records import Wire
 
 Place = tuple[int, ...]
 
+Trail = tuple[str, ...]
+"""Functions that are applied one after the other; views are left out."""
+
 
 @dataclass(eq=False)
 class Flow:
@@ -27,6 +30,7 @@ class Flow:
     consumers: list[Wire] = field(default_factory=list)
     note: str = ""
     only_kept: bool = True
+    trails: list[Trail] = field(default_factory=list)
 
     def lose(self, reason: str, *, kept: bool = False) -> None:
         """Not all readers are known; the first reason stays.
@@ -54,6 +58,7 @@ class Part:
         padded: Whether zeros were put, or averaged, into the border on the way.
         shared: Whether other values are added to the units, or lie in their place elsewhere.
         through: The operation that changed the units' values on the way; empty if none did.
+        trail: What was applied to the site's output on the way.
     """
 
     flow: Flow
@@ -63,6 +68,7 @@ class Part:
     padded: bool = False
     shared: bool = False
     through: str = ""
+    trail: Trail = ()
 
     def cut(self, start: int, stop: int) -> Part | None:
         """What is left of it in the entries from ``start`` to ``stop``; None if nothing."""
@@ -81,6 +87,12 @@ class Part:
         """It, when every entry becomes ``factor`` entries side by side."""
         return replace(self, offset=self.offset * factor, block=self.block * factor)
 
+    def end(self, reader: str) -> None:
+        """Note what its trail leads to: a layer, or what is not followed."""
+        trail = (*self.trail, reader)
+        if trail not in self.flow.trails and len(self.flow.trails) < MOST_TRAILS:
+            self.flow.trails.append(trail)
+
 
 @dataclass
 class Label:
@@ -98,6 +110,7 @@ class Label:
         edges: How many of them autograd's graph should know.
         node: Where the tensor stands in that graph.
         lost: Why not everything that reads the tensor is known; empty if it is.
+        path: What was applied since the layer that made it.
     """
 
     dim: int | None
@@ -110,11 +123,18 @@ class Label:
     edges: int = 0
     node: tuple[Any, int] | None = None
     lost: str = ""
+    path: Trail = ()
 
     def then(self, dim: int, **changes: Any) -> Label:
         """The label of what an operation makes of the tensor, keeping its units apart."""
-        same = {"stem": self.stem, "note": self.note, "parts": self.parts, "spread": self.spread}
+        names = ("stem", "note", "parts", "spread", "path")
+        same = {name: getattr(self, name) for name in names}
         return Label(dim, **(same | {"before": (self,)} | changes))
+
+    def step(self, name: str) -> None:
+        """Note a function that was applied."""
+        self.path = (*self.path, name)
+        self.parts = tuple(replace(part, trail=(*part.trail, name)) for part in self.parts)
 
     def parts_with(
         self, *, padded: bool = False, shared: bool = False, through: str = ""
@@ -250,7 +270,13 @@ class Op:
         old = self.label
         assert old is not None
         old.read_by(self.name)
-        self.produce(old.then(dim, **changes), old)
+        label = old.then(dim, **changes)
+        if self.name not in _VIEWS and not self._drops_nothing():
+            label.step(self.name)
+        self.produce(label, old)
+
+    def _drops_nothing(self) -> bool:
+        return "dropout" in self.name and self.argument(1, "p") == 0
 
     def keep_axis(self, place: Place, note: str) -> None:
         """Only the unit axis of the results is known: whoever reads the arguments is unknown."""
@@ -260,6 +286,14 @@ class Op:
                 *spread, dim = (axis % tensor.ndim for axis in place)
                 self.tracer.set_label(tensor, Label(dim, note=note, spread=tuple(spread)))
 
+
+_VIEWS = frozenset(
+    {"reshape", "view", "view_as", "flatten", "unflatten", "contiguous", "clone", "__getitem__"}
+    | {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
+)
+
+MOST_TRAILS = 32
+"""Of a site; a layer of a dense block has more readers than anyone wants to read of."""
 
 Rule = Callable[[Op], None]
 

@@ -100,6 +100,8 @@ def _layer(op: Op, data: Tensor, wire: Wire, dim: int, note: str, *, groups: int
 def _consume(label: Label, wire: Wire, dim: int, note: str) -> None:
     if label.dim != dim:
         note = note or f"its units are not on the axis that the {wire.kind} layer sums over"
+    for part in label.parts:
+        part.end(wire.kind)
     if note:
         return label.lose_parts(note)
     for part in label.parts:

@@ -186,7 +186,9 @@ def cat(op: Op) -> None:
         shape = op.shapes[id(tensor)]
         start += shape[axis] if len(shape) == op.result.ndim else 0  # torch takes empty vectors
     note = f"{op.name} stands between its producers and the activation"
-    return op.tracer.set_label(op.result, Label(dim, note=note, parts=tuple(parts)))
+    label = Label(dim, note=note, parts=tuple(parts))
+    label.step(op.name)
+    return op.tracer.set_label(op.result, label)
 
 
 def stack(op: Op) -> None:
@@ -201,7 +203,9 @@ def stack(op: Op) -> None:
         label.read_by(op.name)
         parts += label.parts_with(shared=True)
     note = f"{op.name} stands between its producers and the activation"
-    return op.tracer.set_label(op.result, Label(dim, note=note, parts=tuple(parts)))
+    label = Label(dim, note=note, parts=tuple(parts))
+    label.step(op.name)
+    return op.tracer.set_label(op.result, label)
 
 
 def _common_place(op: Op) -> int | None:

@@ -34,7 +34,7 @@ from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.arithmetic import unlisted
 from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.knowledge import Knowledge, Visit
-from deadwatch.observe.labels import Flow, Label, Op, Part, cut_stem, tensors_in, unknown
+from deadwatch.observe.labels import Flow, Label, Op, Part, Trail, cut_stem, tensors_in, unknown
 from deadwatch.observe.naming import Names
 from deadwatch.observe.operations import RULES
 from deadwatch.records import Wire
@@ -53,6 +53,7 @@ class _Call:
     stem: tuple[Wire, ...]
     flow: Flow
     note: str
+    path: Trail
 
 
 class Tracer:
@@ -118,7 +119,8 @@ class Tracer:
             stem = cut_stem(label.stem, z.shape[dim] - units, z.shape[dim])
             if label.dim != dim + z.ndim:
                 note = "its units lie on another axis than those of its producer"
-        self._open[site] = _Call(label, stem, Flow(site), note)
+        path = () if label is None else label.path
+        self._open[site] = _Call(label, stem, Flow(site), note, path)
 
     def leave_site(self, site: str, h: Tensor, dim: int) -> None:
         """Tensor ``h`` is the output of activation ``site``, with units along ``dim`` < 0."""
@@ -229,6 +231,8 @@ class Tracer:
     def read(self, label: Label, reader: str, *, kept: bool = False) -> None:
         """Note a reader that the chain does not run through."""
         label.read_by(reader)
+        for part in label.parts:
+            part.end("return" if kept else reader)
         label.lose_parts(f"it is read by {reader}", kept=kept)
 
     def parameter_name(self, tensor: Any) -> str | None:
@@ -333,7 +337,10 @@ def _visit(call: _Call) -> Visit:
         stem_note = label.note or call.note or _other_readers(label)
     readers_note = flow.note or ("" if flow.consumers else "nothing in the forward reads it")
     readers, known = tuple(flow.consumers), flow.only_kept
-    return Visit(() if stem_note else stem, stem_note, readers, readers_note, known)
+    trails = tuple(flow.trails)
+    return Visit(
+        () if stem_note else stem, stem_note, readers, readers_note, known, call.path, trails
+    )
 
 
 def _other_readers(label: Label) -> str:

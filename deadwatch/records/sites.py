@@ -129,6 +129,10 @@ class Site:
         gate: Where the activation passes gradient.
         unit_dim: Axis of the pre-activation that holds the units; None until it has run.
         ndim: Number of axes of the pre-activation at its first call; 0 until it has run.
+        path: Functions applied between the layer that makes its units and the activation, such as
+            ``"batch_norm"`` or ``"dropout"``; views are left out.
+        trails: What happens to its output: functions applied to it in turn, up to a layer, or to
+            what is not followed, such as ``"softmax"``; ``"return"`` where it leaves the forward.
         producers: What produces the units, in the order of the data; empty if unknown.
         consumers: All that read the units; empty if unknown.
         known_consumers: Those within the forward, where all of these are known; others may read
@@ -151,3 +155,5 @@ class Site:
     functional: bool = False
     known_consumers: tuple[Wire, ...] = ()
     ndim: int = 0
+    path: tuple[str, ...] = ()
+    trails: tuple[tuple[str, ...], ...] = ()

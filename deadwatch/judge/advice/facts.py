@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from deadwatch.records import Gauges, Parameter, Site, SiteReport, WindowReport
+from deadwatch.records import Gate, Gauges, Parameter, Site, SiteReport, WindowReport, Wire
+
+NORMS = ("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
+"""Norms by the functions that compute them."""
+
+LAYERS = ("linear", "conv", "conv_transpose")
+"""Layers with weights, by the kind of their wires."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,12 +23,13 @@ class Facts:
         sites: The sites in the order of the data, as measured or as a Sequential shows them.
         parameters: The model's parameters by name.
         report: What was measured; None if nothing was.
-        rows: What makes the units of each site, by name of the site; see `Rows`.
+        fresh: Whether the parameters are those that the model was made with.
     """
 
     sites: tuple[Site, ...]
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     report: WindowReport | None = None
+    fresh: bool = True
 
     @property
     def gauges(self) -> Gauges:
@@ -34,3 +42,76 @@ class Facts:
         report = self.report
         found = report.sites.get(site.name) if report is not None else None
         return found if found is not None and found.samples else None
+
+    def harmful(self, site: Site) -> bool:
+        """Whether so many units of a site are dead that measurement has found harm."""
+        found = self.seen(site)
+        return found is not None and found.harmful
+
+    @cached_property
+    def chains(self) -> tuple[tuple[Site, ...], ...]:
+        """Runs of sites of which each is made by one layer that reads the one before, and no other.
+
+        No norm and no sum stands in between: what happens to the signal in one happens to all.
+        """
+        after = {site.name: self._next(site) for site in self.sites}
+        begun = {site.name for site in after.values() if site is not None}
+        first = [site for site in self.sites if site.name not in begun and layer_of(site)]
+        return tuple(tuple(self._follow(site, after)) for site in first)
+
+    def _follow(self, site: Site, after: Mapping[str, Site | None]) -> Iterator[Site]:
+        seen = set[str]()
+        found: Site | None = site
+        while found is not None and found.name not in seen:
+            seen.add(found.name)
+            yield found
+            found = after[found.name]
+
+    def _next(self, site: Site) -> Site | None:
+        """The site that a site alone feeds through one layer; None if there is no such."""
+        readers = site.consumers
+        if len(readers) != 1 or len(site.trails) > 1 or readers[0].shared:
+            return None
+        if readers[0].through in NORMS or not layer_of(site):
+            return None
+        fed = (one for one in self.sites if _weight(one) == readers[0].weight)
+        return next(fed, None) if readers[0].weight else None
+
+
+def _weight(site: Site) -> str | None:
+    layer = layer_of(site)
+    return None if layer is None else layer.weight
+
+
+def layer_of(site: Site) -> Wire | None:
+    """The one layer that makes a site's units with no norm behind it; None if it is not so."""
+    if len(site.producers) != 1 or any(step in NORMS for step in site.path):
+        return None
+    return site.producers[0] if site.producers[0].kind in LAYERS else None
+
+
+def shift_of(site: Site) -> Wire | None:
+    """What stands last before the activation, a layer or a norm; None for sums and unknowns."""
+    last = site.producers[-1] if site.producers else None
+    return last if last is not None and last.branch == 0 and last.kind != "skip" else None
+
+
+def rectifies(gate: Gate) -> bool:
+    """Whether a gate is closed, and exactly flat, for all that is negative: ReLU and its like."""
+    return gate.inside and gate.flat and abs(gate.low) < 1e-6 < gate.high
+
+
+def one_sided(gate: Gate) -> bool:
+    """Whether a gate closes on the negative side alone: also GELU's, ELU's."""
+    return gate.inside and gate.low > -1e6 and gate.high == float("inf")
+
+
+def percent(share: float) -> str:
+    """A share for a sentence: small ones keep a digit."""
+    return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 9.5e-4 else "under 0.1%"
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """A few names, and how many more there are."""
+    told = ", ".join(names[:most])
+    return told if len(names) <= most else f"{told} and {len(names) - most} more"

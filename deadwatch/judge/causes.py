@@ -1,0 +1,143 @@
+"""Which cause the evidence speaks for, unit by unit.
+
+A unit's pre-activation fell from where it was as usual (mean m, bias b) to where it is closed (m',
+b'). The evidence is weighed in this order:
+
+- it was never open: *birth*;
+- in the window in which it fell silent, one step moved its layer, or one before it, by more than
+  `LEAP` times what the others did, and it was not seen open after that step, nor silent long before
+  it; or all steps moved them by more than `RUSH`: *update*;
+- its bias fell by at least half of what its mean fell: *bias*;
+- neither its row nor a layer before it moved much, and its mean fell all the same: *data*;
+- its row, or a layer before it, moved by `SWAY` and more: *weights*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from deadwatch.records import Bools, Cause, Floats, Gauges, Ints, Rows, Site, Update
+
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+LEAP = 5.0
+"""Times the mean update by which the largest stands out."""
+
+RUSH = 0.1
+"""Share of itself by which a weight may be moved in one step; ten such steps replace it."""
+
+SWAY = 0.1
+"""Share of itself by which a row may move in a window without that being what closed it."""
+
+_SLACK = 64
+"""Steps around an update within which a unit may have been seen open last, at least."""
+
+
+class Moved:
+    """How far the rows of all sites moved between the ends of the last two windows.
+
+    Args:
+        rows: The rows at the ends of these windows, the later last; fewer where fewer are known.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Rows]]) -> None:
+        earlier, later = (rows[0], rows[1]) if len(rows) > 1 else ({}, {})
+        self._moved = {
+            name: _distance(earlier[name], later[name])
+            for name in earlier
+            if name in later and later[name].sketch.shape == earlier[name].sketch.shape
+        }
+
+    def of(self, site: str, units: int) -> Floats:
+        """By how much each row of a site moved, relative to it (C,); NaN if that is not known."""
+        found = self._moved.get(site)
+        return np.full(units, np.nan) if found is None or len(found) != units else found
+
+    def upstream(self, site: str, order: Sequence[str]) -> float:
+        """By how much the rows of a site before ``site`` moved: the median where that is most."""
+        before = order[: order.index(site)]
+        medians = [float(np.median(self._moved[name])) for name in before if name in self._moved]
+        return max(medians, default=0.0)
+
+
+def _distance(earlier: Rows, later: Rows) -> Floats:
+    apart = np.sqrt(np.square(later.sketch - earlier.sketch).sum(1))
+    found: Floats = apart / np.maximum(earlier.size, np.finfo(np.float32).tiny)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Fall:
+    """What is known of K units of a site that have fallen silent.
+
+    Attributes:
+        born: Whether they were never open (K,).
+        first: The last step in which each was seen open (K,).
+        last: The first step of the window in which it was dead (K,).
+        before: Mean, std, open fraction and bias as usual (K, 4).
+        after: The same when dead (K, 4).
+        moved: By how much their rows moved (K,).
+        upstream: By how much the rows of sites before it moved.
+    """
+
+    born: Bools
+    first: Ints
+    last: Ints
+    before: Floats
+    after: Floats
+    moved: Floats
+    upstream: float
+
+
+def causes_of(fall: Fall, update: Update | None) -> Ints:
+    """The cause of each unit's death, as its number in `CAUSES` (K,).
+
+    Args:
+        fall: What is known of the units.
+        update: The updates of a weight that stood out in the window in which they fell silent.
+    """
+    drop = fall.before[:, 0] - fall.after[:, 0]
+    sunk = fall.before[:, 3] - fall.after[:, 3]
+    known = np.isfinite(drop) & (drop > 0)
+    still = ~(np.nan_to_num(fall.moved, nan=np.inf) >= SWAY) & (fall.upstream < SWAY)
+    with np.errstate(invalid="ignore"):
+        by_bias = known & (sunk >= 0.5 * drop)
+    swayed = (fall.moved >= SWAY) | (fall.upstream >= SWAY)
+    chosen = np.select(
+        [fall.born, _by_update(fall, update), by_bias, known & still, swayed],
+        [CAUSES.index(cause) for cause in ("birth", "update", "bias", "data", "weights")],
+        CAUSES.index("unknown"),
+    )
+    return chosen.astype(np.int64)
+
+
+def _by_update(fall: Fall, update: Update | None) -> Bools:
+    if update is None:
+        return np.zeros(len(fall.born), np.bool_)
+    if update.mean >= RUSH:
+        return np.ones(len(fall.born), np.bool_)
+    early = fall.first >= update.peak_step - _SLACK
+    result: Bools = early & (fall.first <= update.peak_step) & (update.peak_step <= fall.last)
+    return result
+
+
+def culprit(site: Site, layers: Sequence[Site], gauges: Gauges) -> tuple[str, Update] | None:
+    """The weight at a site, or before it, of which a step, or every step, moved far too much."""
+    names = [one.name for one in layers]
+    reach = layers[: names.index(site.name) + 1] if site.name in names else ()
+    weights = [wire.weight for one in reversed(reach) for wire in one.producers if wire.weight]
+    updates = [(name, gauges.updates[name]) for name in weights if name in gauges.updates]
+    leaps = [(name, one) for name, one in updates if is_leap(one) or one.mean >= RUSH]
+    return max(leaps, key=lambda found: found[1].peak) if leaps else None
+
+
+def is_leap(update: Update) -> bool:
+    """Whether one step stands out among those of a window."""
+    if update.steps < 2:
+        return False
+    others = (update.mean * update.steps - update.peak) / (update.steps - 1)
+    return update.peak >= 0.02 and update.peak >= LEAP * others
