@@ -273,7 +273,8 @@ def test_treatments_and_what_the_guard_takes_back_are_no_updates(remedy: Remedy)
         watch._model[0].weight.mul_(1.5)
     watch.step(1.0)
     (update,) = gauges_of(watch.peek()).updates.values()
-    assert (update.peak == pytest.approx(1 / 3)) and update.steps == 1
+    assert update.peak == pytest.approx(1 / 3)
+    assert update.steps == 1
     watch.detach()
 
 
