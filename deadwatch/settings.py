@@ -88,7 +88,7 @@ class Settings:
         """What is measured beside the activations; None for nothing."""
         if not (self.advice or self.gradients):
             return None
-        return Gauging(training=self.advice, rates=partial(rates, optimizers))
+        return Gauging(layers=self.advice, training=self.advice, rates=partial(rates, optimizers))
 
 
 _SWITCHES = {

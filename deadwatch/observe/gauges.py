@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.inputs import Inputs
 from deadwatch.observe.openings import Openings
 from deadwatch.observe.readings import Readings
 from deadwatch.observe.updates import Updates
@@ -20,19 +21,24 @@ class Gauging:
     """All gauges that are on.
 
     Args:
+        layers: Whether to look at layers: their inputs, and the rows of their weights.
         training: Whether to follow training: updates, openings, learning rates.
         rates: The learning rates of all groups now.
 
     Attributes:
-        graph_sampled: Whether statistics were taken in compiled graphs of this step.
+        layers: Whether layers are looked at.
+        inputs: What layers are given; None if that is not looked at.
     """
 
     def __init__(
         self,
         *,
+        layers: bool = False,
         training: bool = False,
         rates: Callable[[], Sequence[float]] = list,
     ) -> None:
+        self.layers = layers
+        self.inputs = Inputs() if layers else None
         self._updates = Updates() if training else None
         self._openings = Openings() if training else None
         self._read_rates = rates
@@ -94,7 +100,9 @@ class Gauging:
         first, last = self._rates or ([], [])
         same = len(first) == len(last)
         return Readings(
+            inputs=self.inputs.fetch() if self.inputs is not None else {},
             last_open=self._openings.fetch() if self._openings is not None else {},
             rates=tuple(zip(first, last, strict=True)) if same else (),
+            layers=self.layers,
             moved=self._updates.fetch() if self._updates is not None else {},
         )

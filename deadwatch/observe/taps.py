@@ -37,6 +37,7 @@ from deadwatch.observe.readings import Readings, gauges_of
 from deadwatch.observe.reduce import alike, every_rank, is_too_much, merge, mine, rank
 from deadwatch.observe.remarks import FAILED
 from deadwatch.observe.roll import Roll
+from deadwatch.observe.rows import rows_of
 from deadwatch.observe.sites import Selection
 from deadwatch.observe.strategies import staged, tensor_parallel
 from deadwatch.observe.transfer import fetch
@@ -80,6 +81,7 @@ class Taps:
             lambda: me._adjust(),
         )
         self._graph = self._calls.graph
+        self._calls.tracer.inputs = None if gauges is None else gauges.inputs
         if self._clock.auto:
             self._calls.meter = Meter(next((p.device for p in model.parameters()), _HOST))
         self._attached = False
@@ -278,7 +280,12 @@ class Taps:
         readings = snapshot.gauges
         if not isinstance(readings, Readings):
             return snapshot
-        return replace(snapshot, gauges=gauges_of(readings))
+        return replace(
+            snapshot,
+            gauges=gauges_of(
+                readings, rows_of(self._model, snapshot.sites) if readings.layers else {}
+            ),
+        )
 
     def restart(self, ended: Snapshot) -> None:
         """Begin the next window; ``ended`` is what all ranks measured in the last."""
