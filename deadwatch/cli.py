@@ -1,6 +1,7 @@
 """The command ``deadwatch``: a report of runs that are over, a look at a model before it trains.
 
-Exit codes: 0 if all went well; 1 if ``scan --fail-above`` found more dead units than allowed; 2 if
+Exit codes: 0 if all went well; 1 if ``scan --fail-above`` found more dead units than allowed, or
+``scan --fail-on`` a finding that is at least so severe and neither ignored nor known; 2 if
 something is wrong with what was asked, which one sentence on stderr says.
 """
 
@@ -10,20 +11,24 @@ import json
 import sys
 import traceback
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deadwatch.errors import DeadwatchError
+from deadwatch.records import SEVERITIES
+from deadwatch.show import findings
 from deadwatch.show.bundle import bundle, left_out
 from deadwatch.show.events import Found, runs
 from deadwatch.show.page import page
+from deadwatch.show.sarif import Place, sarif
 from deadwatch.show.summary import summary
+from deadwatch.show.tables import NOTHING_RUN, plain, sites_table, text_of
 from deadwatch.show.texts import printable, tell
 
 if TYPE_CHECKING:
-    from deadwatch.records import WindowReport
+    from deadwatch.checking import Checked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,19 +63,44 @@ def _add_report(parser: ArgumentParser) -> None:
 
 
 def _add_scan(parser: ArgumentParser) -> None:
-    about = "Run a few batches through a model and say which of its units are dead."
-    parser.description = about
+    parser.description = (
+        "Run a few batches through a model, say which of its units are dead, and what lets units "
+        "die in it."
+    )
+    parser.epilog = _CODES
     parser.add_argument("model", metavar="package.module:factory", help=_FACTORY)
-    parser.add_argument("--batches", required=True, metavar="package.module:batches|N", help=_DATA)
-    parser.add_argument("--json", action="store_true", help="figures for programs")
+    parser.add_argument("--batches", metavar="package.module:batches|N", help=_DATA)
+    parser.add_argument("--optimizer", metavar="package.module:function", help=_OPTIMIZER)
+    parser.add_argument("--json", action="store_true", help="figures and findings for programs")
+    parser.add_argument("--sarif", type=Path, metavar="FILE", help="write the findings as SARIF")
+    parser.add_argument("--explain", action="store_true", help="why each finding matters")
     parser.add_argument("--fail-above", type=_share, metavar="RATIO", help=_FAIL)
+    parser.add_argument("--fail-on", choices=SEVERITIES, help=_FAIL_ON)
+    parser.add_argument("--ignore", action="append", default=[], metavar="ID[@SITE]", help=_IGNORE)
+    parser.add_argument("--baseline", type=Path, metavar="FILE", help=_KNOWN)
+    parser.add_argument("--write-baseline", type=Path, metavar="FILE", help="make such a file")
     parser.add_argument("--traceback", action="store_true", help="where an error came from")
     parser.set_defaults(run_command=_scan)
 
 
-_FACTORY = "a function without arguments that returns a model, or a model and its batches"
-_DATA = "batches, or a function that returns them; or how many of the factory's own to take"
+_FACTORY = (
+    "a function without arguments that returns a model, (model, batches) or (model, batches, "
+    "optimizer)"
+)
+_DATA = (
+    "batches, or a function that returns them; or how many of the factory's own to take (8). With "
+    "none at all, nothing is run"
+)
+_OPTIMIZER = "a function of the model that returns the optimizer, or several, to advise on as well"
 _FAIL = "exit with 1 if more than this share of a layer's units is dead"
+_FAIL_ON = "exit with 1 if a finding is left that is at least so severe"
+_IGNORE = "leave out findings: an id, or id@site, with * for anything; repeatable"
+_KNOWN = "leave out the findings that this file knows, unless they have become more severe"
+_CODES = (
+    "Exit codes: 0 if all went well; 1 if --fail-above or --fail-on found something; 2 if what was "
+    "asked makes no sense, or the code that makes the model failed."
+)
+_ELSEWHERE = "the model is not made by a file below the working directory"
 
 
 def _share(text: str) -> float:
@@ -139,34 +169,81 @@ def _remarks(found: dict[str, Found]) -> list[str]:
 
 
 def _scan(given: Namespace) -> int:
-    from deadwatch.factories import (
-        FactoryError,
-        load,
-    )  # imports what it is asked to, torch among it
-    from deadwatch.scanning import scan
-    from deadwatch.show.tables import plain, sites_table, text_of
+    from deadwatch.checking import Asked, check, remember  # imports torch
 
-    try:
-        with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
-            report = scan(*load(given.model, given.batches))
-    except DeadwatchError:
-        raise
-    except (Exception, SystemExit) as error:  # of the user's model or data
-        raise FactoryError(
-            f"running the batches raised {type(error).__name__}: {error}; a batch is given to the "
-            "model as deadwatch.scan does it: a mapping as keyword arguments, of a tuple the first"
-        ) from error
+    asked = Asked(given.model, given.batches, given.optimizer, given.ignore, given.baseline)
+    with redirect_stdout(sys.stderr):  # what the user's code prints is no part of the answer
+        checked = check(asked)
+    if checked.report is None and given.fail_above is not None:
+        raise DeadwatchError(
+            "--fail-above needs units that were judged, and no batches were run; let the factory "
+            "return (model, batches), or give --batches"
+        )
+    if given.write_baseline is not None:
+        remember(given.write_baseline, checked.kept)
+    if given.sarif is not None:
+        _write_sarif(checked, given.sarif)
+    _print_checked(checked, given)
+    return 1 if _fails(checked, given) else 0
+
+
+def _fails(checked: Checked, given: Namespace) -> bool:
+    above, on = given.fail_above, given.fail_on
+    sites = () if above is None or checked.report is None else checked.report.values()
+    left = checked.findings if given.write_baseline is None else []  # what is written is known now
+    dead = any(site.dead_ratio > above for site in sites)
+    return dead or (on is not None and any(finding.at_least(on) for finding in left))
+
+
+def _print_checked(checked: Checked, given: Namespace) -> None:
     if given.json:
-        print(json.dumps(plain(report), indent=2, allow_nan=False))
-    else:
-        tell(text_of(sites_table(report, "Before training")))
-        for note in report.notes:
-            tell(printable(note))
-    return 1 if _fails(report, given.fail_above) else 0
+        about = {"ignored": checked.ignored, "known": checked.known, "gone": checked.gone}
+        found = plain(checked.report) | {"findings": findings.plain(checked.findings)} | about
+        print(json.dumps(found, indent=2, allow_nan=False))
+        return
+    notes: Sequence[str] = (NOTHING_RUN,)
+    if checked.report is not None:
+        tell(text_of(sites_table(checked.report, "Before training")))
+        notes = checked.report.notes
+    for note in notes:
+        tell(printable(note))
+    tell("")
+    aside = bool(checked.ignored or checked.known) and not checked.findings
+    told = findings.told(checked.findings, explain=given.explain)
+    tell("Advice: nothing new." if aside else told)
+    for line in _set_aside(checked, given):
+        tell(printable(line))
 
 
-def _fails(report: WindowReport, above: float | None) -> bool:
-    return above is not None and any(site.dead_ratio > above for site in report.values())
+def _set_aside(checked: Checked, given: Namespace) -> Iterator[str]:
+    """What is not among the findings though it was found, and what no longer is."""
+    if checked.ignored:
+        yield f"{_counted(checked.ignored, 'finding')} ignored."
+    if checked.known:
+        yield f"{_counted(checked.known, 'finding')} left out as known: {given.baseline}."
+    for entry in checked.gone:
+        yield f"Known and not found any more: {entry}; --write-baseline takes it out."
+    if given.write_baseline is not None:
+        yield f"{given.write_baseline}: {_counted(len(checked.kept), 'finding')} known from now on."
+
+
+def _write_sarif(checked: Checked, path: Path) -> None:
+    from deadwatch import __version__
+
+    place = _place(checked.source)
+    log = sarif(checked.findings, checked.rules, place, __version__)
+    path.write_text(f"{json.dumps(log, indent=2, allow_nan=False)}\n", "utf-8")
+    if place is None:
+        print(
+            f"deadwatch: {printable(str(path))} names no source file: {_ELSEWHERE}", file=sys.stderr
+        )
+
+
+def _place(source: tuple[Path, int] | None) -> Place | None:
+    here = Path.cwd().resolve()
+    if source is None or not source[0].resolve().is_relative_to(here):
+        return None
+    return Place(source[0].resolve().relative_to(here).as_posix(), source[1])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
-from deadwatch.records import WindowReport
+from deadwatch.records import Snapshot, WindowReport
 from deadwatch.settings import (
     Settings,
     check_ownership,
@@ -67,6 +67,8 @@ class Watch:
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
         total_steps: Training steps of the whole run, for a policy that ends at a share of it.
+        advice: Whether to measure what advice is based on: updates, inputs, rows of weights.
+        gradients: Whether to measure the loss's gradient at the pre-activations as well.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -99,6 +101,8 @@ class Watch:
         overhead: float | None = None,
         count_no_grad: bool = False,
         total_steps: int | None = None,
+        advice: bool = False,
+        gradients: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -106,7 +110,9 @@ class Watch:
             )
         model = unwrapped(model)
         selecting = include, exclude, unit_dim
-        settings = Settings(policy, rules, *selecting, stats_every_n_steps, overhead, count_no_grad)
+        switches = count_no_grad, advice, gradients
+        every = stats_every_n_steps
+        settings = Settings(policy, rules, *selecting, every, overhead, *switches)
         self._overhead = settings.bound
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
@@ -117,7 +123,8 @@ class Watch:
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
         self._roll = Roll()
-        self._taps = Taps(model, settings.selection(), settings.interval, counting)
+        gauges = settings.gauging(optimizers)
+        self._taps = Taps(model, settings.selection(), settings.interval, counting, gauges)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
         self._clinic: Clinic | None = None
@@ -207,6 +214,7 @@ class Watch:
             with self._operation():
                 self._clinic.prevent(self.peek(), self.steps)
         self._clinic.step(loss)
+        self._taps.retake()  # the guard may have undone a treatment
 
     def pause(self) -> None:
         """Count no forward until `resume`."""
@@ -243,7 +251,10 @@ class Watch:
 
     def peek(self) -> WindowReport:
         """Judge the window so far, without closing it."""
-        return judge(reduce(self._taps.read(), self._roll), self._rules)
+        return judge(self._measured(), self._rules)
+
+    def _measured(self) -> Snapshot:
+        return self._taps.complete(reduce(self._taps.read(), self._roll))
 
     def close_window(self, *, treat: bool = True) -> WindowReport:
         """Judge the window, treat what is due, and begin the next.
@@ -252,7 +263,7 @@ class Watch:
             treat: False to leave the treatments to a later call of `treat`.
         """
         self._closed = True
-        snapshot = reduce(self._taps.read(), self._roll)
+        snapshot = self._measured()
         missed = snapshot.steps - self.steps  # a rank may have run out of data
         pace = self._taps.find_interval(self._overhead, largest)
         self._taps.restart(snapshot)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -67,3 +68,47 @@ class Ending(nn.Module):
 def both_ending() -> tuple[nn.Module, list[Tensor]]:
     """A model that ends the program, and batches."""
     return nn.Sequential(nn.ReLU(), Ending()), list(batches())
+
+
+def normed(bias: bool = True) -> nn.Module:
+    """A model with a bias before a norm, which is worth knowing (DW103)."""
+    torch.manual_seed(0)
+    first = nn.Linear(4, 32, bias=bias)
+    return nn.Sequential(first, nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
+
+
+def normed_with_batches() -> tuple[nn.Module, Any]:
+    return normed(), batches()
+
+
+def normed_twice() -> tuple[nn.Module, Any]:
+    """With two such biases."""
+    return nn.Sequential(normed(), nn.BatchNorm1d(2), nn.ReLU()), batches()
+
+
+def with_optimizer() -> tuple[nn.Module, Any, torch.optim.Optimizer]:
+    made = normed()
+    return made, batches(), adam(made)
+
+
+def without_batches() -> tuple[nn.Module, None, torch.optim.Optimizer]:
+    made = normed()
+    return made, None, adam(made)
+
+
+def adam(made: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(made.parameters(), lr=0.125, weight_decay=0.25)
+
+
+def endless() -> tuple[nn.Module, Any]:
+    """Batches without an end."""
+    return normed(), (torch.randn(50, 4) for _ in iter(int, 1))
+
+
+@lru_cache
+def cached() -> nn.Module:
+    """A factory behind a decorator."""
+    return normed()
+
+
+ANOTHER = partial(normed, bias=True)

@@ -41,7 +41,7 @@ def without_rich(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 )
 def test_scan_prints_a_table(model: str, batches: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert scanned(model, "--batches", batches) == 0
-    title, header, _, first, second = capsys.readouterr().out.splitlines()
+    title, header, _, first, second, *_ = capsys.readouterr().out.splitlines()
     assert title == "Before training"
     assert header.split()[1:4] == ["site", "|", "activation"]
     cells = [cell.strip() for cell in first.strip("|").split("|")]

@@ -23,6 +23,12 @@ from deadwatch.show.texts import printable
 MOST = 20
 """Rows of the table at the end of a fit."""
 
+NOTHING_RUN = (
+    "No batches were run: judged is only what the parameters and the order of layers in "
+    "nn.Sequential show. Give --batches, or let the factory return (model, batches), to have units "
+    "judged too."
+)
+
 _FIGURES = ("open_fraction", "mean", "std")
 
 
@@ -104,21 +110,26 @@ def _rich(table: Table) -> str:
     return "\n".join(line.rstrip() for line in found.splitlines())
 
 
-def plain(report: WindowReport) -> dict[str, Any]:
-    """A report for programs, such as ``deadwatch scan --json`` prints.
+def plain(report: WindowReport | None) -> dict[str, Any]:
+    """A report for programs, part of what ``deadwatch scan --json`` prints.
 
     ``{"format": "deadwatch-scan", "version": 1, "dead", "judged", "dead_ratio", "sites", "notes"}``
     with one entry a site: ``site``, ``activation``, ``units``, ``samples``, ``dead``, ``judged``,
     ``dead_ratio``, ``states`` (units by state), ``dead_units`` (their numbers), ``open_fraction``,
-    ``mean``, ``std``, ``sparsity``. What was not measured is null.
+    ``mean``, ``std``, ``sparsity``. What was not measured is null; ``sites`` is if nothing was run.
+
+    ``findings`` come beside it, as `deadwatch.show.findings.plain` describes them, and what is not
+    among them: ``ignored`` and ``known`` (how many), ``gone`` (of the baseline, in words).
     """
-    return {
-        "format": "deadwatch-scan",
-        "version": 1,
-        **_dead(report),
-        "sites": [_site(site) for site in report.values()],
-        "notes": list(report.notes),
-    }
+    about = {"format": "deadwatch-scan", "version": 1}
+    if report is None:
+        return (
+            about
+            | dict.fromkeys(("dead", "judged", "dead_ratio", "sites"))
+            | {"notes": [NOTHING_RUN]}
+        )
+    sites = [_site(site) for site in report.values()]
+    return about | _dead(report) | {"sites": sites, "notes": list(report.notes)}
 
 
 def _dead(report: WindowReport | SiteReport) -> dict[str, Any]:
