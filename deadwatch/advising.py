@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from deadwatch.errors import ConfigError
+from deadwatch.errors import AdviceFailedWarning, ConfigError
 from deadwatch.judge.advice import Facts, check_ignore, findings, without_ignored
+from deadwatch.judge.history import History
 from deadwatch.observe.parameters import parameters_of
 from deadwatch.observe.sequences import sequences
 from deadwatch.observe.sites import unwrapped
-from deadwatch.records import Finding, WindowReport
+from deadwatch.records import Finding, Rows, WindowReport
 from deadwatch.settings import optimizers_of
+from deadwatch.treat.mending import mendable
 from deadwatch.treat.optim import hypers
 
 
@@ -28,8 +33,9 @@ def advise(
 
     Args:
         model: The model, as it is or wrapped in DDP or by `torch.compile`; never changed.
-        report: What was measured of it: by `scan`, or the last one of a `Watch`. Without one, only
-            what its parameters and the order within its ``nn.Sequential`` parts show is known.
+        report: What was measured of it: by `scan`, or by ``Watch(…, advice=True)``, whose windows
+            know how units died. Without one, only what its parameters and the order within its
+            ``nn.Sequential`` parts show is known.
         optimizer: The optimizer or optimizers that train it.
         ignore: Patterns of findings to leave out: ids (``"DW203"``), or ids at sites or parameters
             (``"DW1*@head.*"``).
@@ -53,10 +59,67 @@ def advise(
         )
     ignore = check_ignore(ignore)
     model, optimizers = unwrapped(model), optimizers_of(optimizer)
-    if report is None:
-        sites = sequences(model)
-    else:
-        sites = tuple(one.site for one in report.values())
+    return _findings(model, report, optimizers, ignore)
+
+
+def _findings(
+    model: nn.Module,
+    report: WindowReport | None,
+    optimizers: tuple[Optimizer, ...],
+    ignore: Sequence[str],
+) -> list[Finding]:
+    measured = () if report is None else tuple(one.site for one in report.values())
+    sites = sequences(model) if report is None else measured
     fresh = report is None or report.window.index == 0
     facts = Facts(sites, parameters_of(model, hypers(optimizers)), report, fresh)
-    return without_ignored(findings(facts), ignore)
+    found = without_ignored(findings(facts), ignore)
+    fixers = [(one, mendable(one, model, optimizers)) for one in found]
+    return [one if fixer is None else one.fixed_by(fixer) for one, fixer in fixers]
+
+
+class Adviser:
+    """Adds to each window of a run how its dead units died, and what advice there is.
+
+    Args:
+        model: The model, unwrapped.
+        optimizers: The optimizers that train it.
+        ignore: Patterns of findings to leave out, checked.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizers: tuple[Optimizer, ...], ignore: Sequence[str]
+    ) -> None:
+        self._model = model
+        self._optimizers = optimizers
+        self._ignore = tuple(ignore)
+        self._history = History()
+        self._failed = False
+
+    def begin(self, rows: Mapping[str, Rows]) -> None:
+        """Take in what makes the units before the first window has ended."""
+        self._history.begin(rows)
+
+    def advise(self, report: WindowReport) -> WindowReport:
+        """The report of a window, with deaths and findings; as it was if finding them fails."""
+        if self._failed:
+            return report
+        try:
+            told = replace(report, deaths=self._history.follow(report))
+            found = _findings(self._model, told, self._optimizers, self._ignore)
+            return replace(told, findings=tuple(found))
+        except Exception as error:  # never break training
+            self._failed = True
+            warnings.warn(
+                f"advice failed and is given up; watching goes on. {type(error).__name__}: {error}",
+                AdviceFailedWarning,
+                stacklevel=3,
+            )
+            return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values to go on from."""
+        return self._history.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._history.load_state_dict(state)

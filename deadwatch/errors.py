@@ -49,6 +49,10 @@ class TreatmentFailedWarning(DeadwatchWarning):
     """A remedy raised an error; it is given up there and training goes on."""
 
 
+class AdviceFailedWarning(DeadwatchWarning):
+    """Finding advice raised an error; no more is given and watching goes on."""
+
+
 class MissingStepWarning(DeadwatchWarning):
     """A scheduled remedy is in progress but `Watch.step()` is not being called."""
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from deadwatch import Rules, SiteReport, Watch
 from deadwatch.show import documents
-from deadwatch.show.archive import wasted
 from tests.histories import Log, site
 
 X = torch.randn(60, 4, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -24,7 +23,7 @@ def watched(model: nn.Module, x: Tensor) -> dict[str, SiteReport]:
         report = watch.close_window()
     run = Log().write([report]).run()
     for row in documents.table(run)["rows"]:
-        known = wasted(report[row["site"]])
+        known = report[row["site"]].wasted
         assert row["wasted"] == (None if math.isnan(known) else known)
     return dict(report)
 
@@ -79,13 +78,13 @@ def test_wasted_parameters_are_those_of_dead_units(name: str, dead: int) -> None
     with torch.no_grad():
         norm.bias.copy_(before)
     assert int(found.dead.sum()) == dead
-    assert wasted(found) == dead * sum(each.values())
+    assert found.wasted == dead * sum(each.values())
 
 
 def test_what_is_not_known_is_not_zero() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU())  # who reads it is not known
-    assert math.isnan(wasted(watched(model, torch.randn(60, 4))["1"]))
-    assert math.isnan(wasted(site("act", [2, 5])))
+    assert math.isnan(watched(model, torch.randn(60, 4))["1"].wasted)
+    assert math.isnan(site("act", [2, 5]).wasted)
     run = Log().write([]).run()
     assert documents.table(run)["rows"] == []
     assert np.isnan(run.measures["wasted"]).all()

@@ -75,7 +75,6 @@ class Fall:
     """What is known of K units of a site that have fallen silent.
 
     Attributes:
-        site: The site.
         born: Whether they were never open (K,).
         first: The last step in which each was seen open (K,).
         last: The first step of the window in which it was dead (K,).
@@ -83,10 +82,8 @@ class Fall:
         after: The same when dead (K, 4).
         moved: By how much their rows moved (K,).
         upstream: By how much the rows of sites before it moved.
-        layers: All sites, in the order of the data.
     """
 
-    site: Site
     born: Bools
     first: Ints
     last: Ints
@@ -94,15 +91,14 @@ class Fall:
     after: Floats
     moved: Floats
     upstream: float
-    layers: tuple[Site, ...]
 
 
-def causes_of(fall: Fall, gauges: Gauges) -> Ints:
+def causes_of(fall: Fall, update: Update | None) -> Ints:
     """The cause of each unit's death, as its number in `CAUSES` (K,).
 
     Args:
         fall: What is known of the units.
-        gauges: Of the window in which they fell silent.
+        update: The updates of a weight that stood out in the window in which they fell silent.
     """
     drop = fall.before[:, 0] - fall.after[:, 0]
     sunk = fall.before[:, 3] - fall.after[:, 3]
@@ -112,18 +108,16 @@ def causes_of(fall: Fall, gauges: Gauges) -> Ints:
         by_bias = known & (sunk >= 0.5 * drop)
     swayed = (fall.moved >= SWAY) | (fall.upstream >= SWAY)
     chosen = np.select(
-        [fall.born, _by_update(fall, gauges), by_bias, known & still, swayed],
+        [fall.born, _by_update(fall, update), by_bias, known & still, swayed],
         [CAUSES.index(cause) for cause in ("birth", "update", "bias", "data", "weights")],
         CAUSES.index("unknown"),
     )
     return chosen.astype(np.int64)
 
 
-def _by_update(fall: Fall, gauges: Gauges) -> Bools:
-    found = culprit(fall.site, fall.layers, gauges)
-    if found is None:
+def _by_update(fall: Fall, update: Update | None) -> Bools:
+    if update is None:
         return np.zeros(len(fall.born), np.bool_)
-    _, update = found
     if update.mean >= RUSH:
         return np.ones(len(fall.born), np.bool_)
     early = fall.first >= update.peak_step - _SLACK

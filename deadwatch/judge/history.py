@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from deadwatch.judge.causes import CAUSES, Fall, Moved, causes_of
+from deadwatch.judge.causes import CAUSES, Fall, Moved, causes_of, culprit
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import (
     Bools,
@@ -27,6 +27,7 @@ from deadwatch.records import (
     Rows,
     SiteReport,
     State,
+    Update,
     WindowReport,
 )
 
@@ -50,6 +51,8 @@ class Unit:
         before: `usual` when it died.
         after: Its figures in the first window in which it was dead.
         moved: By how much its row had moved in the window in which it fell silent, relative to it.
+        rate: The largest learning rate in that window.
+        culprits: The weights whose updates stood out in windows, and these, by window.
     """
 
     opened: Ints
@@ -61,13 +64,16 @@ class Unit:
     before: Floats
     after: Floats
     moved: Floats
+    rate: Floats
+    culprits: dict[int, tuple[str, Update]]
 
     @classmethod
     def new(cls, units: int) -> Unit:
         """Nothing known of some units yet."""
-        whole = {name: np.full(units, -1, np.int64) for name in _WHOLE}
-        real = {name: np.full((units, len(_FIGURES)), np.nan) for name in _REAL}
-        return cls(**whole, **real, moved=np.full(units, np.nan))
+        whole: dict[str, Any] = {name: np.full(units, -1, np.int64) for name in _WHOLE}
+        real: dict[str, Any] = {name: np.full((units, len(_FIGURES)), np.nan) for name in _REAL}
+        nan = np.full(units, np.nan)
+        return cls(**whole, **real, moved=nan, rate=nan.copy(), culprits={})
 
 
 _WHOLE = ("opened", "cause", "fell", "first", "last")
@@ -131,6 +137,7 @@ class History:
         name = site.site.name
         units.fell[silent], units.before[silent] = units.opened[silent], units.usual[silent]
         units.after[silent] = figures[silent]
+        units.rate[silent] = max((max(pair) for pair in self._gauges.rates), default=np.nan)
         units.moved[silent] = moved.of(name, site.units)[silent]
         units.first[silent], units.last[silent] = self._window[0], report.window.first_step
         seen = self._gauges.last_open.get(name)
@@ -138,7 +145,6 @@ class History:
             known = silent & (seen >= units.first)
             units.first[known] = seen[known]
         fall = Fall(
-            site=site.site,
             born=units.opened[silent] < 0,
             first=units.first[silent],
             last=units.last[silent],
@@ -146,9 +152,12 @@ class History:
             after=units.after[silent],
             moved=units.moved[silent],
             upstream=moved.upstream(name, list(report)),
-            layers=tuple(one.site for one in report.values()),
         )
-        units.cause[silent] = causes_of(fall, self._gauges)
+        layers = tuple(one.site for one in report.values())
+        found = culprit(site.site, layers, self._gauges)
+        if found is not None:
+            units.culprits[report.window.index - 1] = found
+        units.cause[silent] = causes_of(fall, None if found is None else found[1])
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
@@ -182,7 +191,12 @@ def _told(site: SiteReport, units: Unit) -> Iterator[Death]:
         moved = units.moved[own]
         if np.isfinite(moved).any():
             after["moved"] = float(np.nanmean(moved))
-        yield Death(site.site.name, own, CAUSES[cause], window, steps, before, after)
+        weight, update = "", None
+        if CAUSES[cause] == "update":
+            weight, update = units.culprits[window]
+        rate = float(units.rate[own].max())
+        told = before, after, rate, weight, update
+        yield Death(site.site.name, own, CAUSES[cause], window, steps, *told)
 
 
 def _means(figures: Floats) -> dict[str, float]:

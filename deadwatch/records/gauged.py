@@ -130,6 +130,9 @@ class Death:
             ``open_fraction``, ``bias``; what was not measured is missing.
         after: The same of the first window in which they were dead; and ``moved``, by how much
             their rows moved in the window before, relative to themselves.
+        rate: The largest learning rate in the window in which they fell silent; NaN if not known.
+        weight: Name of the weight whose updates speak for ``"update"``; empty for another cause.
+        update: What its updates were in that window.
     """
 
     site: str
@@ -139,3 +142,6 @@ class Death:
     steps: tuple[int, int]
     before: Mapping[str, float]
     after: Mapping[str, float]
+    rate: float = float("nan")
+    weight: str = ""
+    update: Update | None = None

@@ -9,6 +9,8 @@ from enum import IntEnum
 from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from deadwatch.records.arrays import Bools, Floats, Ints
 from deadwatch.records.found import Finding
 from deadwatch.records.gauged import Death, Gauges
@@ -96,6 +98,25 @@ class SiteReport:
     def dead_ratio(self) -> float:
         """Dead units over judged units; NaN if none was judged."""
         return int(self.dead.sum()) / self.judged if self.judged else math.nan
+
+    @property
+    def wasted(self) -> float:
+        """Elements of parameters that make dead units or read them; NaN where not all are known.
+
+        A layer between two sites has elements of both, which count at each of them.
+        """
+        site, found = self.site, 0
+        if not (self.judged and site.producers and site.consumers):
+            return math.nan
+        dead = np.flatnonzero(self.dead)
+        for wire, makes in [
+            *((w, True) for w in site.producers),
+            *((w, False) for w in site.consumers),
+        ]:
+            units = int(((dead >= wire.units.start) & (dead < wire.units.stop)).sum())
+            biased = makes and wire.bias is not None
+            found += units * (wire.per_unit + (wire.block if biased else 0))
+        return float(found)
 
 
 def _notebook(name: str) -> Any:

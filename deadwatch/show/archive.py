@@ -295,26 +295,7 @@ def _measures(site: SiteReport) -> list[float]:
     dormancy = site.dormancy[np.isfinite(site.dormancy)]
     dormant = float((dormancy <= DORMANT).mean()) if len(dormancy) else math.nan
     means = [average(getattr(site, name)) for name in ("open_fraction", "mean", "std")]
-    return [*means, site.sparsity, dormant, wasted(site)]
-
-
-def wasted(report: SiteReport) -> float:
-    """Elements of parameters that make dead units or read them; NaN where not all are known.
-
-    A layer between two sites has elements of both, which count at each of them.
-    """
-    site, found = report.site, 0
-    if not (report.judged and site.producers and site.consumers):
-        return math.nan
-    dead = np.flatnonzero(report.dead)
-    for wire, makes in [
-        *((w, True) for w in site.producers),
-        *((w, False) for w in site.consumers),
-    ]:
-        units = int(((dead >= wire.units.start) & (dead < wire.units.stop)).sum())
-        biased = makes and wire.bias is not None
-        found += units * (wire.per_unit + (wire.block if biased else 0))
-    return float(found)
+    return [*means, site.sparsity, dormant, site.wasted]
 
 
 def average(values: Floats) -> float:

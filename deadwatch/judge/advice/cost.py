@@ -1,1 +1,91 @@
 """What dead units cost, and whether that does harm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.rule import Hit, rule
+from deadwatch.records import SiteReport
+
+_MEASURED = (
+    "a share of a two-layer network killed and left: of 16 units 25% cost 3 points and 50% cost "
+    "11, of 32 75% cost 10, of 64 90% cost 18, of 256 90% cost 2"
+)
+
+
+@rule(
+    "DW601",
+    "Dead units that do harm",
+    reason="So many dead units, in a layer of which so few live, cost accuracy where that was "
+    "measured; new weights brought it back.",
+    source=_MEASURED,
+)
+def harmful(facts: Facts) -> Iterator[Hit]:
+    """Sites whose dead share is in the range that measurement has found harmful."""
+    for site in facts.sites:
+        found = facts.seen(site)
+        if found is not None and found.harmful:
+            live = found.judged - int(found.dead.sum())
+            message = f"{_dead(found)}, and {live} live; {_cost(facts, found)}"
+            code = 'Watch(model, optimizer=optimizer, policy="revive")'
+            yield Hit("warning", (site.name,), message, _numbers(facts, found), code)
+
+
+@rule(
+    "DW602",
+    "Dead units that were harmless where it was measured",
+    reason="A wide layer does without them: reviving them moved the accuracy of healthy runs by at "
+    "most 0.1 points. They cost memory and time, which pruning them would save.",
+    source=f"{_MEASURED}; python -m benchmarks.efficacy, the healthy scenarios",
+)
+def harmless(facts: Facts) -> Iterator[Hit]:
+    """Sites with fewer dead units than measurement has found harm with."""
+    for site in facts.sites:
+        found = facts.seen(site)
+        if found is not None and found.dead.any() and not found.harmful:
+            message = f"{_dead(found)}; {_cost(facts, found)}"
+            yield Hit("info", (site.name,), message, _numbers(facts, found))
+
+
+def _dead(found: SiteReport) -> str:
+    return f"{int(found.dead.sum())} of {found.judged} units of {found.site.name} are dead"
+
+
+def _cost(facts: Facts, found: SiteReport) -> str:
+    numbers = _numbers(facts, found)
+    if "wasted" not in numbers:
+        return "what makes or reads them is not known, nor what they cost"
+    told = f"they hold {numbers['wasted']:,.0f} parameters"
+    if "parameters" in numbers:
+        told += f", {percent(numbers['parameters'])} of all"
+    if "compute" in numbers:
+        told += f", and take {percent(numbers['compute'])} of the multiplications"
+    return told
+
+
+def _numbers(facts: Facts, found: SiteReport) -> dict[str, float]:
+    dead = int(found.dead.sum())
+    numbers = {"dead": float(dead), "judged": float(found.judged)}
+    if math.isnan(found.wasted):
+        return numbers
+    numbers["wasted"] = found.wasted
+    total = sum(math.prod(one.shape) for one in facts.parameters.values())
+    if total:
+        numbers["parameters"] = found.wasted / total
+    work = sum(_work(facts).values())
+    if work:
+        numbers["compute"] = found.wasted * found.samples / work
+    return numbers
+
+
+def _work(facts: Facts) -> dict[str, float]:
+    """Multiplications of the layers around all sites, in units that they share, by weight."""
+    found: dict[str, float] = {}
+    for site in facts.sites:
+        report = facts.seen(site)
+        for wire in (*site.consumers, *site.producers) if report is not None else ():
+            if wire.weight is not None and report is not None:
+                found[wire.weight] = float(math.prod(wire.shape)) * report.samples
+    return found

@@ -1,1 +1,138 @@
 """Causes of death: how the units that are dead now have died."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.rule import Hit, rule
+from deadwatch.records import Cause, Death, Severity
+
+BEST: dict[Cause, tuple[str, float]] = {
+    "birth": ('policy="revive"', 43.1),
+    "update": ("policy=Policy(Recycle())", 19.3),
+    "bias": ('policy="revive"', 3.8),
+    "data": ("policy=Policy(Recycle())", 17.0),
+}
+"""What helped most against each cause, and by how many points above doing nothing: the table of
+``python -m benchmarks.by_cause``."""
+
+_MEASURED = "points above doing nothing: python -m benchmarks.by_cause"
+
+
+def _found(cause: Cause, evidence: Callable[[Death], str]) -> Callable[[Facts], Iterator[Hit]]:
+    """What finds the units that died of one cause."""
+
+    def find(facts: Facts) -> Iterator[Hit]:
+        deaths = facts.report.deaths if facts.report is not None else ()
+        for death in deaths:
+            if death.cause == cause:
+                yield _hit(facts, death, evidence(death))
+
+    return find
+
+
+def _hit(facts: Facts, death: Death, evidence: str) -> Hit:
+    assert facts.report is not None
+    site, units = facts.report.sites[death.site], len(death.units)
+    when = "" if death.cause == "birth" else f" since window {death.window + 1}"
+    message = f"{units} of {site.judged} units of {death.site} are dead{when}: {evidence}"
+    remedy, points = BEST.get(death.cause, BEST["birth"])
+    code = f"Watch(model, optimizer=optimizer, {remedy})"
+    if death.cause in BEST:
+        code += f"  # {points:+.1f} points above doing nothing where units died so"
+    numbers = {"units": units, "window": death.window, **_pairs(death)}
+    severity: Severity = "warning" if site.harmful else "info"
+    return Hit(severity, (death.site,), message, numbers, code)
+
+
+def _pairs(death: Death) -> dict[str, float]:
+    before = {f"{name}_before": value for name, value in death.before.items()}
+    return before | {f"{name}_after": value for name, value in death.after.items()}
+
+
+def _from_to(death: Death, name: str) -> str:
+    before, after = death.before.get(name), death.after.get(name)
+    if before is None or after is None:
+        return f"its {name} was not measured at both times"
+    return f"{before:.2g} → {after:.2g}"
+
+
+def _fell(death: Death) -> str:
+    spread = death.before.get("std", math.nan)
+    within = f" (it varied by {spread:.2g})" if math.isfinite(spread) else ""
+    return f"the mean pre-activation fell, {_from_to(death, 'mean')}{within}"
+
+
+def _moved(death: Death) -> str:
+    moved = death.after.get("moved")
+    return "" if moved is None else f", and their rows moved by {percent(moved)} in that window"
+
+
+def _born(death: Death) -> str:
+    mean, spread = death.after.get("mean"), death.after.get("std")
+    told = "never open in this run"
+    if mean is not None and spread is not None:
+        told += f"; their pre-activations are {mean:.2g} on average and vary by {spread:.2g}"
+    return told
+
+
+def _leapt(death: Death) -> str:
+    update = death.update
+    assert update is not None
+    return (
+        f"step {update.peak_step} moved {death.weight} by {percent(update.peak)} of itself, on "
+        f"average they moved it by {percent(update.mean)}; silent from between steps "
+        f"{death.steps[0]} and {death.steps[1]}, and {_fell(death)}"
+    )
+
+
+rule(
+    "DW501",
+    "Dead from birth",
+    reason="What was never open has learned nothing; the initialisation, or inputs off centre, "
+    "put it there. See DW104, DW201, DW203 and DW401 for which.",
+    source=_MEASURED,
+)(_found("birth", _born))
+
+rule(
+    "DW502",
+    "Killed by a large update",
+    reason="One step, or each of them, carried the weights to where no data opens the gate. Clip "
+    "gradients, warm the rate up or lower it, and bring the units back with new weights: the old "
+    "ones are what is wrong.",
+    source=_MEASURED,
+)(_found("update", _leapt))
+
+rule(
+    "DW503",
+    "Closed by a falling bias",
+    reason="Step by step the bias fell, as under a penalty on activity or an error that a unit "
+    "only ever makes worse, until no data reached the gate.",
+    source=_MEASURED,
+)(_found("bias", lambda death: f"their bias fell, {_from_to(death, 'bias')}; {_fell(death)}"))
+
+rule(
+    "DW504",
+    "Left behind by the data",
+    reason="What the units were fed changed, and they did not: another task, another domain, a "
+    "policy that visits other states. They keep what they had learned, for data that are gone.",
+    source=_MEASURED,
+)(_found("data", lambda death: f"{_fell(death)}{_moved(death)}"))
+
+rule(
+    "DW505",
+    "Closed by drifting weights",
+    reason="Their weights, or those before them, moved far within a window, and no single step "
+    "stands out: the learning rate is high for them over a long time.",
+    source="the evidence is this run's own; no benchmark isolates this cause",
+)(_found("weights", lambda death: f"{_fell(death)}{_moved(death)}"))
+
+rule(
+    "DW506",
+    "Dead of a cause that is not known",
+    reason="Too little was measured around the windows in which they fell silent: shorter windows, "
+    "or statistics on more steps (stats_every_n_steps), show more.",
+    source="the evidence is this run's own",
+)(_found("unknown", lambda death: f"{_fell(death)}{_moved(death)}"))

@@ -1,1 +1,142 @@
 """The optimizer: what its steps do to units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from deadwatch.judge.advice.facts import Facts, listed, percent, shift_of
+from deadwatch.judge.advice.rule import Hit, rule
+from deadwatch.judge.causes import RUSH, is_leap
+from deadwatch.records import Death, Parameter, Severity, Update
+
+HORIZON = 1000
+"""Steps over which the pull of weight decay is told."""
+
+PULL = 0.5
+"""Share of a bias that decay takes in `HORIZON` steps from which on it is a warning."""
+
+ABOVE = 10.0
+"""Times the median of all weights by which one has to be updated more to stand out."""
+
+BAND = (1e-5, 0.03)
+"""Mean updates of a weight, relative to it, that training mostly keeps to: about 1e-3."""
+
+
+@rule(
+    "DW301",
+    "Weight decay on biases and norms",
+    reason="Decay pulls biases and norm shifts to zero: a positive one that keeps a unit open is "
+    "lost, and so is a negative one that closes it, which revives the unit. It helps no "
+    "generalisation there, so leave them out, unless dead units have biases that it pulls up.",
+    source="Goodfellow, Bengio & Courville 2016, Deep Learning, section 7.1; measured with SGD and "
+    "a decay of 0.1 on biases that had been pushed down: 91% dead fell to 0%",
+)
+def decay_on_biases(facts: Facts) -> Iterator[Hit]:
+    """Biases and norm parameters that an optimizer decays."""
+    decayed = {
+        name: one for name, one in facts.parameters.items() if one.kind != "weight" and one.decay
+    }
+    for optimizer in dict.fromkeys(one.optimizer for one in decayed.values()):
+        own = {name: one for name, one in decayed.items() if one.optimizer == optimizer}
+        yield _decayed(facts, optimizer, own)
+
+
+def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
+    pulls = [one.lr * one.decay for one in own.values() if math.isfinite(one.lr)]
+    pull = -math.expm1(HORIZON * math.log1p(-min(max(pulls, default=0.0), 0.999)))
+    decay = max(one.decay for one in own.values())
+    helped = _held_down(facts, own)
+    message = (
+        f"{optimizer} decays {len(own)} biases and norm parameters by {decay:.2g} "
+        f"({listed(list(own))})"
+    )
+    if optimizer in ("SGD", "AdamW"):
+        message += f": {percent(pull)} of them in {HORIZON} steps by itself"
+    if helped:
+        message += f"; it pulls up the negative biases of {helped} dead units: leave it until then"
+    severity: Severity = "warning" if pull >= PULL and not helped else "info"
+    code = "deadwatch.NoBiasDecay().exempt(model, optimizer)  # or build it from .groups(model)"
+    return Hit(severity, tuple(own), message, {"decay": decay, "pull": pull}, code)
+
+
+def _held_down(facts: Facts, decayed: dict[str, Parameter]) -> int:
+    """Dead units whose negative bias is among what decays."""
+    count = 0
+    for site in facts.sites:
+        found, last = facts.seen(site), shift_of(site)
+        rows = facts.gauges.rows.get(site.name)
+        if found is not None and last is not None and rows is not None and last.bias in decayed:
+            count += int((found.dead & (rows.bias < 0)).sum())
+    return count
+
+
+@rule(
+    "DW302",
+    "Updates far too large for a layer",
+    reason="A layer that is moved by a tenth of itself in a step is another one after ten: what "
+    "its units were open for is gone, and some land where no data opens them. Updates of about a "
+    "thousandth are usual. Lower the rate, warm it up, or clip the gradient.",
+    source="You et al. 2017, arXiv:1708.03888 (trust ratios); the scenario 'spike' of "
+    "benchmarks/efficacy.py",
+)
+def large_updates(facts: Facts) -> Iterator[Hit]:
+    """Weights that the steps of a window moved far more than the others, or by far too much."""
+    updates = {name: one for name, one in facts.gauges.updates.items() if one.steps}
+    usual = median(one.mean for one in updates.values()) if updates else math.nan
+    for name, one in updates.items():
+        above = one.mean >= BAND[1] and one.mean >= ABOVE * usual and len(updates) > 2
+        if one.mean >= RUSH or above or (is_leap(one) and one.peak >= RUSH):
+            yield _updated(facts, name, one, usual)
+
+
+def _updated(facts: Facts, name: str, update: Update, usual: float) -> Hit:
+    if update.mean >= BAND[1]:
+        message = f"each step moved {name} by {percent(update.mean)} of itself"
+        message += f", and the median weight by {percent(usual)}"
+    else:
+        message = (
+            f"step {update.peak_step} moved {name} by {percent(update.peak)} of itself, and the "
+            f"others of its window by {percent(update.mean)} on average"
+        )
+    numbers = {"mean": update.mean, "peak": update.peak, "step": update.peak_step}
+    rate = facts.parameters[name].lr if name in facts.parameters else math.nan
+    code = "torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # before optimizer.step()"
+    if update.mean >= BAND[1] and math.isfinite(rate) and rate > 0:
+        message += f", at a learning rate of {rate:.2g}"
+        slower = rate * 0.01 / update.mean
+        code = f"lr={slower:.1g}  # not {rate:.2g}: for updates of about 1%"
+    return Hit("warning", (name,), message, numbers, code)
+
+
+@rule(
+    "DW303",
+    "The learning rate at which units began to die",
+    reason="Units that lived, and died without their data having changed, died of the steps that "
+    "were taken. Below the rate at which that began they would be alive.",
+    source="the window, step and rate are this run's own",
+)
+def deadly_rate(facts: Facts) -> Iterator[Hit]:
+    """The first window in which units died of updates."""
+    report = facts.report
+    deaths = [one for one in (report.deaths if report else ()) if _of_steps(one)]
+    if not deaths:
+        return
+    first = min(deaths, key=lambda death: death.window)
+    same = [death for death in deaths if death.window == first.window]
+    units, later = (sum(len(one.units) for one in group) for group in (same, deaths))
+    steps = min(one.steps[0] for one in same), max(one.steps[1] for one in same)
+    message = (
+        f"units began to die in window {first.window}, between steps {steps[0]} and {steps[1]}, "
+        f"at a learning rate of {first.rate:.2g}: {units} then, {later - units} since"
+    )
+    harm = any(report.sites[one.site].harmful for one in deaths) if report else False
+    numbers = {"window": first.window, "step": steps[0], "rate": first.rate, "units": units}
+    code = f"lr < {first.rate:.2g}, or a warm-up of the rate to it"
+    sites = tuple(dict.fromkeys(one.site for one in same))
+    yield Hit("warning" if harm else "info", sites, message, numbers, code)
+
+
+def _of_steps(death: Death) -> bool:
+    return death.cause in ("update", "weights", "bias") and math.isfinite(death.rate)

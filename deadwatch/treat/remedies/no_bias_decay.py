@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
+from torch.optim import Optimizer
 
 from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.treat.optim import OptimizerState
@@ -66,6 +67,22 @@ class NoBiasDecay(Preventive):
             for spared, decay in ((False, weight_decay), (True, 0.0))
         ]
         return [group for group in groups if group["params"]]
+
+    def exempt(self, model: nn.Module, optimizer: Optimizer) -> str:
+        """Exempt them in an optimizer that is in use, for as long as it lives.
+
+        Its groups, their order, and its state stay as they are, and so do schedulers and
+        checkpoints: the exempt parameters are set aside while it steps. A checkpoint does not hold
+        that, so do it again in a run that is resumed; doing it twice changes nothing.
+
+        Returns:
+            What was done, in a few words.
+
+        Raises:
+            CannotTreat: The model has no such parameter.
+            ConfigError: A lazy parameter has no shape yet.
+        """
+        return self.apply(model, OptimizerState([optimizer]))
 
     def apply(self, model: nn.Module, optimizers: OptimizerState) -> str:
         """Exempt them in optimizers that exist; their groups and state stay as they are.
