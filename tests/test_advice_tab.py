@@ -23,7 +23,7 @@ EVIL = "<img src=x onerror=hacked=1>"
 CODE = "first(\n    'act')"
 FOUND = (
     finding("DW103"),
-    finding("DW401", "error", "act", code=CODE, numbers={"centre": float("inf"), "std": 0.25}),
+    finding("DW401", "error", "act", code=CODE, numbers={"how_far": float("inf"), "std": 0.25}),
     finding("DW203", "warning", "act", "late", code=""),
 )
 
@@ -106,8 +106,9 @@ def test_a_finding_has_its_numbers_reason_source_and_fix(page: Browser) -> None:
     assert [line for line in items[0].splitlines() if line] == [
         "■ DW401 error: Title of DW401",
         "DW401 is so at act",
+        "at",
         "act",
-        "since window 2 · centre not finite · std 0.25",
+        "since window 2 · how far not finite · std 0.25",
         "Reason of DW401. (Source of DW401, 2015)",
         "first(",
         "    'act')",

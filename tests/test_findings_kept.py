@@ -86,7 +86,7 @@ def test_findings_are_written_when_they_change_and_not_again() -> None:
 def test_a_finding_is_the_same_when_its_figures_change() -> None:
     one = finding("DW401", "warning", "act")
     worse = replace(one, message="9 of 64", numbers={"dead": 9.0}, severity="error")
-    (found,) = Log().write([told(0, one), told(1, worse), told(2, worse)]).run().findings or ()
+    (found,) = Log().write([told(0, one), told(1, worse), told(2, worse)]).run().findings or []
     assert found == {**plain([worse])[0], "window": 0}
 
 
@@ -107,14 +107,14 @@ def test_what_is_told_later_of_a_window_keeps_its_findings() -> None:
     whole = log.run()
     del log.tags[EVENTS][0]  # a reader may keep one record a step
     for run in (whole, log.run()):
-        assert [one["id"] for one in run.findings or ()] == ["DW103"]
+        assert [one["id"] for one in run.findings or []] == ["DW103"]
         assert len(run.treatments) == 1
 
 
 def test_a_resumed_run_has_the_findings_of_its_last_session() -> None:
     log = Log().write([told(0, finding()), told(1, finding("DW203")), told(2, finding("DW601"))])
     log.write([told(1, finding("DW203")), told(2, finding("DW203"))])
-    (found,) = log.run().findings or ()
+    (found,) = log.run().findings or []
     assert (found["id"], found["window"]) == ("DW203", 1)
 
 
@@ -131,7 +131,7 @@ def test_a_severity_that_a_later_version_knows_is_left_out() -> None:
     log.tags[EVENTS].clear()
     log.add([(EVENTS, pack({**head, "findings": later}, {}))])
     run = log.run()
-    assert [one["severity"] for one in run.findings or ()] == ["info"]
+    assert [one["severity"] for one in run.findings or []] == ["info"]
     assert run.damaged == 0
 
 

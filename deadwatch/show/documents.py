@@ -80,9 +80,15 @@ def table(run: Run, results: int = RESULTS) -> Document:
     latest = sorted(treated, key=lambda site: -int(done[site][-1]["window"]))
     known = latest[: results // max(1, len(run.windows))]
     found = {site: _result(run, site, done[site][-1]) for site in known}
+    ids: dict[str, list[str]] = {site["name"]: [] for site in run.sites}
+    for finding in run.findings or ():
+        for place in set(finding["where"]) & ids.keys():
+            ids[place].append(finding["id"])
     rows = [_row(run, at, done[site["name"]]) for at, site in enumerate(run.sites)]
     return {
-        "rows": [row | {"result": found.get(row["site"])} for row in rows],
+        "rows": [
+            row | {"result": found.get(row["site"]), "findings": ids[row["site"]]} for row in rows
+        ],
         "windows": len(run.windows),
         "results": [len(known), len(treated)],
     }
@@ -117,7 +123,6 @@ def _row(run: Run, at: int, done: list[Document]) -> Document:
         values = run.measures[name][at]
         measured = values[np.isfinite(values)]
         row[name] = float(measured[-1]) if len(measured) else None
-    row["findings"] = [f["id"] for f in run.findings or [] if site["name"] in f["where"]]
     row["treated"] = sum(len(t["units"]) for t in done)
     row["last"] = {**done[-1], "units": len(done[-1]["units"])} if done else None
     return row

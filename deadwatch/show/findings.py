@@ -85,7 +85,8 @@ def reason_of(finding: Finding) -> str:
 
 def numbers_of(finding: Finding) -> str:
     """The numbers of the evidence in one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in finding.numbers.items())
+    named = ((name.replace("_", " "), value) for name, value in finding.numbers.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in named)
 
 
 def plain(findings: Iterable[Finding]) -> list[dict[str, Any]]:

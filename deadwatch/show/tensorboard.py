@@ -189,7 +189,7 @@ def findings_text(findings: Sequence[Finding], most: int = 50) -> str:
 
 def _finding_text(finding: Finding) -> str:
     parts = [f"**{literal(finding.id)} {finding.severity}: {literal(finding.title)}**"]
-    parts.append(literal(f"{finding.message}."))
+    parts.append(literal(f"{finding.message.removesuffix('.')}."))
     if finding.numbers:
         parts.append(f"Measured: {literal(numbers_of(finding))}.")
     if reason_of(finding):

@@ -303,7 +303,8 @@ const STYLE = `
 .dw-fix { position: relative; margin: 4px 0; }
 .dw-fix pre { margin: 0; padding: 7px 84px 7px 10px; background: var(--soft); border-radius: 6px;
   overflow-x: auto; font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
-.dw-fix button { position: absolute; right: 5px; top: 4px; background: var(--page); padding: 1px 9px; }
+.dw-fix button { position: absolute; right: 5px; top: 4px; background: var(--page);
+  padding: 1px 9px; }
 .dw-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
 
@@ -1575,13 +1576,14 @@ class Advice {
   item({ finding, run, sites }, at) {
     const [, word, , shape] = GRADES.find(([severity]) => severity === finding.severity);
     const since = `since window ${finding.window}`;
-    const numbers = Object.entries(finding.numbers)
-      .map(([name, value]) => `${name} ${value === null ? "not finite" : figure(value)}`);
+    const numbers = Object.entries(finding.numbers).map(([name, value]) =>
+      `${name.replaceAll("_", " ")} ${value === null ? "not finite" : figure(value)}`);
     const reason = [finding.reason, finding.source && `(${finding.source})`].filter(Boolean);
     return h("li", { "data-severity": finding.severity },
       h("h3", {}, `${shape} ${finding.id} ${word}: ${finding.title}`),
       h("p", {}, finding.message),
-      h("p", { class: "dw-where" }, ...finding.where.map((name, n) => this.place(name, sites, at, n))),
+      finding.where.length ? h("p", { class: "dw-where" }, h("span", { class: "dw-muted" }, "at"),
+        ...finding.where.map((name, n) => this.place(name, sites, at, n))) : null,
       h("p", { class: "dw-muted" }, [run, since, ...numbers].filter(Boolean).join(" · ")),
       reason.length ? h("p", {}, reason.join(" ")) : null,
       finding.code ? this.fix(finding.code, at) : null);
@@ -1610,7 +1612,8 @@ async function copied(element, text) {
     return "Copied.";
   } catch {
     getSelection().selectAllChildren(element);
-    return document.execCommand("copy") ? "Copied." : "Selected; the copy keys of the browser copy it.";
+    const done = document.execCommand("copy");
+    return done ? "Copied." : "Selected; the copy keys of the browser copy it.";
   }
 }
 
