@@ -12,7 +12,6 @@ from torch.utils.tensorboard import SummaryWriter
 from benchmarks.board import tensorboard, wait_for
 from deadwatch import Finding, TensorBoardView, WindowReport
 from deadwatch.cli import main
-from deadwatch.records import Gauges
 from tests.browser import Browser, browser, driver, needs_chromium
 from tests.findings import finding
 from tests.histories import site, window, written
@@ -30,13 +29,13 @@ FOUND = (
 
 def told(index: int, *findings: Finding, **given: Any) -> WindowReport:
     sites = site("act", [2, 5, 5, 5]), site("late", [5, 5])
-    return window(index, *sites, findings=findings, **given)
+    return window(index, *sites, findings=findings, **{"advised": bool(findings)} | given)
 
 
 def evil(index: int) -> WindowReport:
     given = dict.fromkeys(("title", "message", "reason", "source", "code"), EVIL)
     found = finding("DW401", "error", EVIL, f"a\u202eb{EVIL}", numbers={EVIL: 1.0}, **given)
-    return window(index, site(EVIL, [2, 5]), findings=(found,))
+    return window(index, site(EVIL, [2, 5]), findings=(found,), advised=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the report on some runs is."""
     folder = tmp_path_factory.mktemp("logs")
     written(folder / "advised", [told(0), told(1, FOUND[0]), told(2, *FOUND)])
-    written(folder / "healthy", [told(0, gauges=Gauges()), told(1, gauges=Gauges())])
+    written(folder / "healthy", [told(0, advised=True), told(1, advised=True)])
     written(folder / "plain", [told(0)])
     written(folder / "evil", [evil(0)])
     many = [finding("DW103", "info", f"s{n}") for n in range(250)]

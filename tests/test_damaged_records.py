@@ -32,6 +32,7 @@ def log() -> Log:
         notes=("told",),
         outcomes=(outcome(),),
         findings=(finding("DW401", "error", "act"), finding()),
+        advised=True,
     )
     return Log().write([first, window(1, site("act", [5, 5, 1]))])
 

@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
 
-from deadwatch import ConsoleView, Finding, WindowReport, scan
+from deadwatch import ConsoleView, Finding, Watch, WindowReport, scan
 from deadwatch.advising import advise
 from deadwatch.cli import main
 from deadwatch.records import Gauges
 from deadwatch.show import documents, tables
 from deadwatch.show.archive import EVENTS, Archivist, pack, unpack
 from deadwatch.show.events import runs
-from deadwatch.show.findings import NOTHING, plain
+from deadwatch.show.findings import NOTHING, counted, plain
 from deadwatch.show.summary import summary
 from deadwatch.show.tables import end_of_run
 from deadwatch.show.tensorboard import findings_text
@@ -35,7 +36,7 @@ EVIL = f"{HOSTILE}`[red]*b*</pre>\x1b[2J\u202e"
 def told(index: int, *findings: Finding, **given: Any) -> WindowReport:
     """A window of two sites with findings."""
     sites = site("act", [2, 5, 5, 5]), site("late", [5, 5])
-    return window(index, *sites, findings=findings, **given)
+    return window(index, *sites, findings=findings, **{"advised": bool(findings)} | given)
 
 
 def written_in(log: Log) -> list[Any]:
@@ -68,7 +69,8 @@ def test_findings_are_read_back_as_they_were() -> None:
 
 def test_findings_are_written_when_they_change_and_not_again() -> None:
     one, other = finding("DW103"), finding("DW203", "warning")
-    reports = [told(0), told(1, one), told(2, one), told(3, one, other), told(4, other), told(5)]
+    reports = [told(0), told(1, one), told(2, one), told(3, one, other), told(4, other)]
+    reports.append(told(5, advised=True))
     log = Log().write(reports)
     assert written_in(log) == [
         (1, ["DW103"]),
@@ -94,9 +96,35 @@ def test_a_run_without_advice_has_none_and_one_that_was_advised_has_no_findings(
     log = Log().write([told(0), told(1)])
     assert written_in(log) == []
     assert log.run().findings is None
-    advised = Log().write([told(0, gauges=Gauges()), told(1, gauges=Gauges())])
+    advised = Log().write([told(0, advised=True), told(1, advised=True)])
     assert written_in(advised) == [(0, [])]
     assert advised.run().findings == []
+
+
+def test_findings_stand_when_advice_is_given_up() -> None:
+    """A window about which advice said nothing is none without findings."""
+    log = Log().write([told(0, finding()), told(1), told(2, gauges=Gauges())])
+    assert written_in(log) == [(0, ["DW103"])]
+    assert len(log.run().findings or []) == 1
+
+
+def test_a_run_with_advice_keeps_what_it_finds(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = born.normed()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    x = torch.randn(400, 4)
+    reports = []
+    with Watch(model, optimizer=optimizer, advice=True) as watch:
+        for _ in range(3):
+            model(x).square().mean().backward()
+            optimizer.step()
+            watch.step()
+            reports.append(watch.close_window())
+    written(tmp_path, reports)
+    found = runs(tmp_path)["."].run.findings or []
+    assert "DW103" in [one["id"] for one in found]
+    assert [without(one) for one in found] == plain(reports[-1].findings)
+    assert f"Advice: {counted(reports[-1].findings)}." in end_of_run(reports[-1])
 
 
 def test_what_is_told_later_of_a_window_keeps_its_findings() -> None:
@@ -253,7 +281,7 @@ def test_the_end_of_a_run_tells_the_advice_that_stands(monkeypatch: pytest.Monke
         "\nAdvice: 1 worth knowing.\nDW103 info: Title of DW103\n  DW103 is so at conv1.bias\n"
         "      fix('conv1.bias')"
     )
-    assert end_of_run(told(3, gauges=Gauges())).endswith(f"\n{NOTHING}")
+    assert end_of_run(told(3, advised=True)).endswith(f"\n{NOTHING}")
     assert "Advice" not in end_of_run(told(3))
 
 
@@ -266,7 +294,7 @@ def test_a_notebook_shows_the_findings() -> None:
     assert page.index("DW401 error") < page.index("DW103 info")
     assert "a &lt; b\nthen()</pre>" in page
     assert "Reason of DW103. (Source of DW103, 2015)" in page
-    assert NOTHING in told(0, gauges=Gauges())._repr_html_()
+    assert NOTHING in told(0, advised=True)._repr_html_()
     assert "Advice" not in told(0)._repr_html_()
     many = [finding("DW1", "info", f"s{n}") for n in range(70)]
     assert "and 10 more" in told(0, *many)._repr_html_()
@@ -284,7 +312,7 @@ def test_names_in_findings_are_data_in_a_notebook() -> None:
 def test_what_advise_finds_is_shown_everywhere(tmp_path: Path) -> None:
     model = born.normed()
     report = scan(model, born.LISTED)
-    report = replace(report, findings=tuple(advise(model, report=report)))
+    report = replace(report, findings=tuple(advise(model, report=report)), advised=True)
     assert "DW103" in [one.id for one in report.findings]
     written(tmp_path, [report])
     found = runs(tmp_path)["."].run.findings or []

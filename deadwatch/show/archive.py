@@ -33,7 +33,7 @@ import numpy.typing as npt
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Floats, SiteReport, State, WindowReport
-from deadwatch.show.findings import asked, plain
+from deadwatch.show.findings import plain
 
 PLUGIN = "deadwatch"
 VERSION = 1
@@ -206,7 +206,7 @@ class Archivist:
     def _found(self, report: WindowReport) -> dict[str, list[Any]]:
         """The findings that stand now, if they are others than those last written."""
         known = self._findings
-        if known is None and not asked(report):
+        if not report.advised:
             return {}
         self._findings = plain(report.findings)
         return {} if self._findings == known else {"findings": self._findings}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from deadwatch.records import SEVERITIES, Finding, WindowReport
+from deadwatch.records import SEVERITIES, Finding
 from deadwatch.show.texts import printable
 
 SHOWN = 3
@@ -32,11 +32,6 @@ def told(findings: Sequence[Finding], *, explain: bool = False, shown: int = SHO
         lines.append(f"{group[0].id} {group[0].severity}: {group[0].title}")
         lines += _lines_of(group, explain, shown)
     return "\n".join(map(printable, lines))
-
-
-def asked(report: WindowReport) -> bool:
-    """Whether advice was asked for: if nothing was found then, that is worth saying."""
-    return report.gauges is not None or bool(report.findings)
 
 
 def key_of(finding: Finding) -> tuple[str, ...]:

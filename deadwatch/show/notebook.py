@@ -13,7 +13,7 @@ from typing import Any
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Finding, SiteReport, State, WindowReport
 from deadwatch.show.archive import average
-from deadwatch.show.findings import NOTHING, asked, counted, grouped, reason_of
+from deadwatch.show.findings import NOTHING, counted, grouped, reason_of
 from deadwatch.show.texts import printable
 
 COLOURS = {
@@ -121,7 +121,7 @@ def _told(report: WindowReport) -> str:
 
 def _advice(report: WindowReport) -> str:
     """What advice there is, the most severe first; the reason is a click away."""
-    if not asked(report):
+    if not report.advised:
         return ""
     if not report.findings:
         return f'<div style="margin:6px 0">{_escaped(NOTHING)}</div>'

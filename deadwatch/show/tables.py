@@ -17,7 +17,7 @@ from typing import Any
 from deadwatch.records import SiteReport, State, WindowReport
 from deadwatch.show.archive import average
 from deadwatch.show.console import outcome_rows
-from deadwatch.show.findings import asked, told
+from deadwatch.show.findings import told
 from deadwatch.show.markdown import markdown
 from deadwatch.show.texts import printable
 
@@ -78,7 +78,7 @@ def end_of_run(report: WindowReport) -> str:
     if report.outcomes:
         header, *rows = outcome_rows(report.outcomes)
         text += "\n" + text_of(Table("deadwatch, what came of each remedy:", header, rows))
-    if asked(report):
+    if report.advised:
         text += "\n" + told(report.findings)
     return text
 
