@@ -113,7 +113,7 @@ class Adviser:
         try:
             told = replace(report, deaths=self._history.follow(report))
             found = _findings(self._model, told, self._optimizers, self._ignore)
-            return replace(told, findings=tuple(found))
+            return replace(told, findings=tuple(found), advised=True)
         except Exception as error:  # never break training
             self.enabled = False
             warnings.warn(
