@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.gradients import Gradients
 from deadwatch.observe.inputs import Inputs
 from deadwatch.observe.openings import Openings
 from deadwatch.observe.readings import Readings
@@ -22,23 +23,27 @@ class Gauging:
 
     Args:
         layers: Whether to look at layers: their inputs, and the rows of their weights.
+        gradients: Whether to measure gradients at pre-activations.
         training: Whether to follow training: updates, openings, learning rates.
         rates: The learning rates of all groups now.
 
     Attributes:
         layers: Whether layers are looked at.
         inputs: What layers are given; None if that is not looked at.
+        gradients: The gradients at pre-activations; None if they are not measured.
     """
 
     def __init__(
         self,
         *,
         layers: bool = False,
+        gradients: bool = False,
         training: bool = False,
         rates: Callable[[], Sequence[float]] = list,
     ) -> None:
         self.layers = layers
         self.inputs = Inputs() if layers else None
+        self.gradients = Gradients() if gradients else None
         self._updates = Updates() if training else None
         self._openings = Openings() if training else None
         self._read_rates = rates
@@ -75,6 +80,8 @@ class Gauging:
             states: What is kept of each site.
             in_graph: Whether compiled graphs took statistics in it.
         """
+        if self.gradients is not None:
+            self.gradients.fold()
         if self._updates is None or self._openings is None:
             return
         self._updates.step(step, model)
@@ -88,6 +95,8 @@ class Gauging:
     def restart(self, model: nn.Module) -> None:
         """Begin a window."""
         self._rates = None
+        if self.gradients is not None:
+            self.gradients.restart()
         if self._updates is not None and self._openings is not None:
             self._updates.restart()
             self._updates.follow(model)
@@ -103,6 +112,7 @@ class Gauging:
             inputs=self.inputs.fetch() if self.inputs is not None else {},
             last_open=self._openings.fetch() if self._openings is not None else {},
             rates=tuple(zip(first, last, strict=True)) if same else (),
+            squares=self.gradients.fetch() if self.gradients is not None else {},
             layers=self.layers,
             moved=self._updates.fetch() if self._updates is not None else {},
         )

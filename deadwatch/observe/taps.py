@@ -81,7 +81,9 @@ class Taps:
             lambda: me._adjust(),
         )
         self._graph = self._calls.graph
-        self._calls.tracer.inputs = None if gauges is None else gauges.inputs
+        if gauges is not None:
+            self._calls.tracer.inputs = gauges.inputs
+            self._calls.gradients = gauges.gradients
         if self._clock.auto:
             self._calls.meter = Meter(next((p.device for p in model.parameters()), _HOST))
         self._attached = False
