@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,10 @@ from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.gradients import Gradients
 from deadwatch.observe.inputs import Inputs
 from deadwatch.observe.openings import Openings
+from deadwatch.observe.progress import Progress, Rates
 from deadwatch.observe.readings import Readings
-from deadwatch.observe.updates import Updates
+from deadwatch.observe.updates import Moved, Updates
+from deadwatch.plain import from_plain, to_plain
 
 
 class Gauging:
@@ -47,7 +50,7 @@ class Gauging:
         self._updates = Updates() if training else None
         self._openings = Openings() if training else None
         self._read_rates = rates
-        self._rates: tuple[list[float], list[float]] | None = None
+        self._rates: Rates | None = None
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
@@ -116,3 +119,26 @@ class Gauging:
             layers=self.layers,
             moved=self._updates.fetch() if self._updates is not None else {},
         )
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the gauges stand, in plain values. Waits for the device."""
+        read = self.read()
+        openings = self._openings.state_dict() if self._openings is not None else {}
+        found: dict[str, Any] = to_plain(
+            Progress(read.moved, read.squares, read.inputs, openings, self._rates)
+        )
+        return found
+
+    def load(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
+        """Go on from there; ``empty`` if another process has what adds up over processes."""
+        progress: Progress = from_plain(Progress, saved)
+        self._rates = progress.rates
+        if self.inputs is not None:
+            self.inputs.load(progress.inputs)
+        if self.gradients is not None and not empty:
+            self.gradients.load(progress.squares)
+        if self._updates is not None and self._openings is not None:
+            self._updates.load({name: Moved(*one) for name, one in progress.moved.items()})
+            self._openings.load(progress.openings, empty=empty)

@@ -124,9 +124,12 @@ class Gradients:
     def load(self, saved: Mapping[str, Squares]) -> None:
         """Go on from what another run had measured in this window."""
         self._sums = {
-            name: (torch.tensor(total).double(), torch.tensor(count).double())
-            for name, (total, count) in saved.items()
+            name: (_exact(total), _exact(count)) for name, (total, count) in saved.items()
         }
+
+
+def _exact(value: float) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _norm(z: Tensor, dim: int) -> Tensor:
