@@ -67,6 +67,7 @@ class DeadWatch(_Callback):
         count_no_grad: As for `Watch`.
         advice: As for `Watch`.
         gradients: As for `Watch`.
+        ignore: As for `Watch`.
         window: ``"epoch"``, or a number of training batches after which to judge.
 
     Attributes:
@@ -91,6 +92,7 @@ class DeadWatch(_Callback):
         count_no_grad: bool = False,
         advice: bool = False,
         gradients: bool = False,
+        ignore: Sequence[str] = (),
         window: Literal["epoch"] | int = "epoch",
     ) -> None:
         super().__init__()
@@ -105,6 +107,7 @@ class DeadWatch(_Callback):
             count_no_grad,
             advice,
             gradients,
+            ignore,
         )
         if window != "epoch" and (type(window) is not int or window < 1):
             raise ConfigError(

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from deadwatch.errors import ConfigError, DeadwatchError, MixedModelsWarning
+from deadwatch.judge.advice import check_ignore
 from deadwatch.judge.rules import Rules
 from deadwatch.observe.gauges import Gauging
 from deadwatch.observe.sites import Selection, readable
@@ -39,9 +40,11 @@ class Settings:
     count_no_grad: bool = False
     advice: bool = False
     gradients: bool = False
+    ignore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         resolve(self.policy)
+        check_ignore(self.ignore)
         _check_interval(self.stats_every_n_steps, self.overhead)
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deadwatch.activations import slopes_of
+from deadwatch.advising import Adviser
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
@@ -67,8 +68,10 @@ class Watch:
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
         total_steps: Training steps of the whole run, for a policy that ends at a share of it.
-        advice: Whether to measure what advice is based on: updates, inputs, rows of weights.
+        advice: Whether each window says how its dead units died, and what lets units die (see
+            `advise`), and to measure what that is based on: updates, inputs, rows of weights.
         gradients: Whether to measure the loss's gradient at the pre-activations as well.
+        ignore: Patterns of findings that advice leaves out, as for `advise`.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -103,6 +106,7 @@ class Watch:
         total_steps: int | None = None,
         advice: bool = False,
         gradients: bool = False,
+        ignore: Sequence[str] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -110,9 +114,8 @@ class Watch:
             )
         model = unwrapped(model)
         selecting = include, exclude, unit_dim
-        switches = count_no_grad, advice, gradients
-        every = stats_every_n_steps
-        settings = Settings(policy, rules, *selecting, every, overhead, *switches)
+        every, switches = stats_every_n_steps, (count_no_grad, advice, gradients)
+        settings = Settings(policy, rules, *selecting, every, overhead, *switches, ignore=ignore)
         self._overhead = settings.bound
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
@@ -127,6 +130,7 @@ class Watch:
         self._taps = Taps(model, settings.selection(), settings.interval, counting, gauges)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
+        self._adviser = Adviser(model, optimizers, settings.ignore, enabled=advice)
         self._clinic: Clinic | None = None
         self._saved_clinic: Mapping[str, Any] | None = None
         self._stepped = False
@@ -208,6 +212,8 @@ class Watch:
         """
         self._stepped = True
         self._taps.step()
+        if self._adviser.enabled and self.steps == 1:  # as near to the start as sites are known
+            self._adviser.begin(self._taps.complete(self._taps.read()).gauges)
         if self._clinic is None:
             return
         if self._clinic.prevents:
@@ -270,6 +276,7 @@ class Watch:
         verdict = judge(snapshot, self._rules)
         verdict = replace(verdict, notes=(*verdict.notes, *pace))
         tell_unseen(verdict, snapshot.missing, attached=self.attached)
+        verdict = self._adviser.advise(verdict)
         if self._clinic is None:
             return verdict
         if missed > 0:
@@ -333,7 +340,8 @@ class Watch:
         # Each rank has seen other data and other losses; all else is the same on all of them.
         ranks = self._taps.gather(self._roll, {"trial": clinic and clinic.pop("trial")})
         model = {"shapes": shapes, "slopes": slopes}
-        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
+        advice = self._adviser.state_dict()
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, "advice": advice, **model})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the run stood whose `state_dict` this is, on any number of processes.
@@ -353,6 +361,7 @@ class Watch:
         self._optimizers.rehome(slopes_of(self._model), state["slopes"])
         own = self._taps.share_out(state["ranks"])
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
+        self._adviser.load_state_dict(state["advice"])
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
             self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})
         self._resume_clinic()
