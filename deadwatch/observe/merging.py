@@ -100,14 +100,15 @@ def taken(row: Mapping[str, Floats], keys: Collection[Key], first_step: int) -> 
     if not row:
         return {}
     moved, inputs = {}, {}
-    table = np.hstack([row["moved"].reshape(-1, 2), row["peaks"].reshape(-1, 2)]).tolist()
-    for name, (total, told, packed, steps) in zip(_names(UPDATE, keys), table, strict=True):
+    table = np.hstack([row["moved"].reshape(-1, 2), row["peaks"].reshape(-1, 2)])
+    for name, line in zip(_names(UPDATE, keys), table, strict=True):
+        total, told, packed, steps = map(float, line)
         if steps:
             bits, rest = divmod(int(packed), _STEPS)
             peak_step = first_step + _STEPS - 1 - rest
             # The ranks' mean, weighted by steps; to the bit where all have the same.
             moved[name] = Moved(total / (told / steps), int(steps), _float(bits), peak_step)
-    for name, values in zip(_names(INPUT, keys), row["given"].reshape(-1, 4).tolist(), strict=True):
+    for name, values in zip(_names(INPUT, keys), row["given"].reshape(-1, 4), strict=True):
         if values[0]:
             bits, features, samples, raw = (int(value) % _PLACE for value in values)
             inputs[name] = LayerInput(_float(bits), features, samples, bool(raw))
@@ -139,8 +140,7 @@ def taken_of(rows: Mapping[str, Row]) -> dict[str, Any]:
     openings: dict[str, Ints] = {}
     for name, row in rows.items():
         if "gradient" in row and row["gradient"][1]:
-            total, count = row["gradient"].tolist()
-            squares[name] = total, count
+            squares[name] = float(row["gradient"][0]), float(row["gradient"][1])
         if "last_open" in row:
             openings[name] = row["last_open"].astype(np.int64)
     return {"squares": squares, "last_open": openings}
