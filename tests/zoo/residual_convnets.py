@@ -169,7 +169,8 @@ class ScaledConv(nn.Conv2d):
         fan = self.weight[0].numel()
         variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
         weight = (self.weight - mean) * torch.rsqrt(fan * variance).clamp(max=1e4) * self.gain
-        return self._conv_forward(x, weight, self.bias)
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
 
 
 GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # makes the variance of a ReLU of a normal one
@@ -185,7 +186,8 @@ class NormFree(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(F.relu(x / self.beta) * GAIN)
-        return x + 0.2 * self.gain * self.second(F.relu(y) * GAIN)
+        out: Tensor = x + 0.2 * self.gain * self.second(F.relu(y) * GAIN)
+        return out
 
 
 class NFNet(nn.Module):
