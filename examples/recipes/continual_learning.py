@@ -1,0 +1,72 @@
+"""A run of task after task, which loses its units.
+
+Twenty tasks, each scikit-learn's digits with their pixels in another order, one after another and
+without a break for the optimizer (Goodfellow et al. 2013; Dohare et al. 2024). Each new order
+finds fewer units alive, and the later tasks are learned worse: the network loses its plasticity.
+
+The score is the held-out accuracy at the end of a task, mean over the last five tasks.
+
+    python -m examples.recipes.continual_learning [--seeds 3] [--quick]
+"""
+
+from __future__ import annotations
+
+from statistics import mean
+
+import torch
+from torch import nn
+
+from deadwatch import Watch, advise
+from examples.recipes.frame import Recipe, Run, digits, warnings
+
+
+def mlp(act: type[nn.Module]) -> nn.Sequential:
+    hidden = nn.Linear(64, 64), act(), nn.Linear(64, 64), act()
+    return nn.Sequential(*hidden, nn.Linear(64, 10))
+
+
+def train(arm: str, seed: int, quick: bool) -> Run:
+    torch.manual_seed(seed)
+    x, held_out, y, truth = digits()
+    model = mlp(nn.LeakyReLU if "LeakyReLU" in arm else nn.ReLU)
+    rate = 0.001 if "0.001" in arm else 0.01
+    decay = 0.1 if "decay" in arm else 0.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    policy = "revive" if "revive" in arm else None
+    found: set[str] = set()
+    scores: list[float] = []
+    with Watch(model, optimizer=optimizer, policy=policy) as watch:
+        for _ in range(12 if quick else 20):
+            pixels = torch.randperm(64)
+            task = x[:, pixels]
+            for _ in range(5):
+                for rows in torch.randperm(len(task)).split(64):
+                    loss = nn.functional.cross_entropy(model(task[rows]), y[rows])
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+                    watch.step(loss)
+                report = watch.close_window()
+                found |= warnings(advise(model, report=report, optimizer=optimizer))
+            with torch.no_grad():
+                right = model.eval()(held_out[:, pixels]).argmax(1) == truth
+            model.train()
+            scores.append(100 * float(right.float().mean()))
+    return Run(mean(scores[-5:]), report.dead_ratio, tuple(sorted(found)))
+
+
+RECIPE = Recipe(
+    name="A continual run",
+    score="accuracy, last 5 tasks, %",
+    train=train,
+    arms=(
+        "AdamW at 0.01",
+        'policy="revive"',
+        "LeakyReLU from the start",
+        "weight decay 0.1",
+        "AdamW at 0.001",
+    ),
+)
+
+if __name__ == "__main__":
+    RECIPE.main()

@@ -1,0 +1,99 @@
+"""What all recipes share: the digits, the command, and the table that it prints."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from benchmarks.results import markdown
+from deadwatch import Finding
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training came to.
+
+    Attributes:
+        score: As the recipe scores it.
+        dead: Share of dead units in the last window.
+        advice: Ids of the findings that warn, over the whole run.
+    """
+
+    score: float
+    dead: float
+    advice: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An illness, and what was tried against it.
+
+    Attributes:
+        name: Its name in the documentation.
+        score: What the score is, for the table's heading.
+        train: Trains one arm with a seed, in small if ``quick``.
+        arms: What is tried, in the order of the table; the first is the illness itself.
+    """
+
+    name: str
+    score: str
+    train: Callable[[str, int, bool], Run]
+    arms: tuple[str, ...]
+
+    def main(self, arguments: Sequence[str] | None = None) -> dict[str, list[Run]]:
+        """Train all arms and print the table."""
+        parser = argparse.ArgumentParser(description=f"Recipe: {self.name}")
+        parser.add_argument("--seeds", type=int, default=3)
+        parser.add_argument("--quick", action="store_true", help="one seed, in small")
+        options = parser.parse_args(arguments)
+        runs = self.runs(1 if options.quick else options.seeds, options.quick)
+        print(self.table(runs))
+        return runs
+
+    def runs(self, seeds: int, quick: bool) -> dict[str, list[Run]]:
+        """Every arm with every seed."""
+        return {arm: [self.train(arm, seed, quick) for seed in range(seeds)] for arm in self.arms}
+
+    def table(self, runs: Mapping[str, Sequence[Run]]) -> str:
+        """A row for each arm."""
+        rows = [["", self.score, "dead at the end", "`advise` warns of"]]
+        for arm, some in runs.items():
+            dead = spread([100 * run.dead for run in some], digits=0)
+            rows.append([arm, spread([run.score for run in some]), f"{dead} %", warned(some)])
+        return markdown(rows)
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Mean ± standard deviation over seeds."""
+    deviation = stdev(values) if len(values) > 1 else 0.0
+    return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def warned(runs: Sequence[Run]) -> str:
+    """The ids, with the number of runs that have them where not all do."""
+    ids = sorted({one for run in runs for one in run.advice})
+    counts = {one: sum(one in run.advice for run in runs) for one in ids}
+    some = [one if n == len(runs) else f"{one} ({n} of {len(runs)})" for one, n in counts.items()]
+    return ", ".join(some) or "–"
+
+
+def warnings(findings: Sequence[Finding]) -> set[str]:
+    """Ids of the findings that are more than worth knowing."""
+    return {finding.id for finding in findings if finding.at_least("warning")}
+
+
+def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training and held-out images (N, 64) in 0 to 1, and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    parts = train_test_split(images / 16, labels, test_size=0.25, random_state=0, stratify=labels)
+    x, held_out = (torch.tensor(part, dtype=torch.float32) for part in parts[:2])
+    y, truth = map(torch.tensor, parts[2:])
+    return x, held_out, y, truth
