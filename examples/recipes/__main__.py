@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from benchmarks.quoting import write
 from examples.recipes import (
@@ -16,8 +17,9 @@ from examples.recipes import (
     gan_generator,
     sparse_autoencoder,
 )
+from examples.recipes.frame import Recipe
 
-RECIPES = {
+RECIPES: dict[str, Recipe[Any]] = {
     "gan_generator": gan_generator.RECIPE,
     "contrastive_encoder": contrastive_encoder.RECIPE,
     "attention_scorer": attention_scorer.RECIPE,

@@ -15,6 +15,8 @@ The score is the held-out accuracy.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +24,15 @@ from deadwatch import Watch, advise, scan
 from examples.recipes.frame import Recipe, Run, digits, warnings
 
 BAG, HEADS, WIDTH = 4, 4, 32
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    relu: bool = True
+    bias: float = -1.0
+    policy: str | None = None
 
 
 class Pooling(nn.Module):
@@ -48,17 +59,17 @@ def bags(x: Tensor, y: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return x[rows], y[rows].amax(1)
 
 
-def train(arm: str, seed: int, quick: bool) -> Run:
+def train(arm: Arm, seed: int, quick: bool) -> Run:
     torch.manual_seed(seed)
     images, held_out, labels, truth = digits()
     x, y = bags(images, labels, 2000 if quick else 4000)
     asked, answers = bags(held_out, truth, 2000)
-    model = Pooling(relu="no ReLU" not in arm, bias=0.0 if "biases 0" in arm else -1.0)
+    model = Pooling(arm.relu, arm.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     found = warnings(advise(model, report=scan(model, [x]), optimizer=optimizer))
     epochs = 6 if quick else 20
-    policy, steps = "revive" if "revive" in arm else None, epochs * -(-len(x) // 64)
-    with Watch(model, optimizer=optimizer, policy=policy, total_steps=steps) as watch:
+    steps = epochs * -(-len(x) // 64)
+    with Watch(model, optimizer=optimizer, policy=arm.policy, total_steps=steps) as watch:
         for _ in range(epochs):
             for rows in torch.randperm(len(x)).split(64):
                 loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
@@ -79,13 +90,13 @@ RECIPE = Recipe(
     name="An attention scorer",
     score="accuracy, %",
     train=train,
-    arms=(
-        "biases −1, ReLU before the softmax",
-        'policy="revive"',
-        "no ReLU before the softmax",
-        'no ReLU there and policy="revive"',
-        "no ReLU there, biases 0",
-    ),
+    arms={
+        "biases −1, ReLU before the softmax": Arm(),
+        'policy="revive"': Arm(policy="revive"),
+        "no ReLU before the softmax": Arm(relu=False),
+        'no ReLU there, policy="revive"': Arm(relu=False, policy="revive"),
+        "no ReLU there, biases 0": Arm(relu=False, bias=0.0),
+    },
 )
 
 if __name__ == "__main__":

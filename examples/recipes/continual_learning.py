@@ -11,6 +11,7 @@ The score is the held-out accuracy at the end of a task, mean over the last five
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -20,22 +21,29 @@ from deadwatch import Watch, advise
 from examples.recipes.frame import Recipe, Run, digits, warnings
 
 
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    act: type[nn.Module] = nn.ReLU
+    rate: float = 0.01
+    decay: float = 0.0
+    policy: str | None = None
+
+
 def mlp(act: type[nn.Module]) -> nn.Sequential:
     hidden = nn.Linear(64, 64), act(), nn.Linear(64, 64), act()
     return nn.Sequential(*hidden, nn.Linear(64, 10))
 
 
-def train(arm: str, seed: int, quick: bool) -> Run:
+def train(arm: Arm, seed: int, quick: bool) -> Run:
     torch.manual_seed(seed)
     x, held_out, y, truth = digits()
-    model = mlp(nn.LeakyReLU if "LeakyReLU" in arm else nn.ReLU)
-    rate = 0.001 if "0.001" in arm else 0.01
-    decay = 0.1 if "decay" in arm else 0.0
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
-    policy = "revive" if "revive" in arm else None
+    model = mlp(arm.act)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.rate, weight_decay=arm.decay)
     found: set[str] = set()
     scores: list[float] = []
-    with Watch(model, optimizer=optimizer, policy=policy) as watch:
+    with Watch(model, optimizer=optimizer, policy=arm.policy) as watch:
         for _ in range(12 if quick else 20):
             pixels = torch.randperm(64)
             task = x[:, pixels]
@@ -59,13 +67,13 @@ RECIPE = Recipe(
     name="A continual run",
     score="accuracy, last 5 tasks, %",
     train=train,
-    arms=(
-        "AdamW at 0.01",
-        'policy="revive"',
-        "LeakyReLU from the start",
-        "weight decay 0.1",
-        "AdamW at 0.001",
-    ),
+    arms={
+        "AdamW at 0.01": Arm(),
+        'policy="revive"': Arm(policy="revive"),
+        "LeakyReLU from the start": Arm(act=nn.LeakyReLU),
+        "weight decay 0.1": Arm(decay=0.1),
+        "AdamW at 0.001": Arm(rate=0.001),
+    },
 )
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ The score is the held-out accuracy of 5 nearest neighbours by the cosine of the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,14 @@ from deadwatch import Watch, advise
 from examples.recipes.frame import Recipe, Run, digits, warnings
 
 TEMPERATURE = 0.2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    ends_in_relu: bool = True
+    policy: str | None = None
 
 
 def encoder(ends_in_relu: bool) -> nn.Sequential:
@@ -55,14 +65,13 @@ def neighbours(model: nn.Module, data: tuple[Tensor, Tensor, Tensor, Tensor]) ->
     return 100 * float((votes.mode(1).values == truth).float().mean())
 
 
-def train(arm: str, seed: int, quick: bool) -> Run:
+def train(arm: Arm, seed: int, quick: bool) -> Run:
     torch.manual_seed(seed)
     data = digits()
-    model = encoder(ends_in_relu="no ReLU" not in arm)
+    model = encoder(arm.ends_in_relu)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    policy = "revive" if "revive" in arm else None
     found: set[str] = set()
-    with Watch(model, optimizer=optimizer, policy=policy) as watch:
+    with Watch(model, optimizer=optimizer, policy=arm.policy) as watch:
         for _ in range(20 if quick else 60):
             for rows in torch.randperm(len(data[0])).split(128):
                 x = data[0][rows]
@@ -82,12 +91,12 @@ RECIPE = Recipe(
     name="A contrastive encoder",
     score="neighbours right, %",
     train=train,
-    arms=(
-        "the head ends in a ReLU",
-        'policy="revive"',
-        "no ReLU at the end",
-        'no ReLU at the end and policy="revive"',
-    ),
+    arms={
+        "the head ends in a ReLU": Arm(),
+        'policy="revive"': Arm(policy="revive"),
+        "no ReLU at the end": Arm(ends_in_relu=False),
+        'no ReLU at the end, policy="revive"': Arm(ends_in_relu=False, policy="revive"),
+    },
 )
 
 if __name__ == "__main__":

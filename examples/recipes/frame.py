@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, stdev
+from typing import Generic, TypeVar
 
 import torch
 from sklearn.datasets import load_digits
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from benchmarks.results import markdown
 from deadwatch import Finding
+
+Arm = TypeVar("Arm")
 
 
 @dataclass(frozen=True)
@@ -33,20 +35,20 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Arm]):
     """An illness, and what was tried against it.
 
     Attributes:
         name: Its name in the documentation.
         score: What the score is, for the table's heading.
         train: Trains one arm with a seed, in small if ``quick``.
-        arms: What is tried, in the order of the table; the first is the illness itself.
+        arms: What is tried, by its name in the table; the first is the illness itself.
     """
 
     name: str
     score: str
-    train: Callable[[str, int, bool], Run]
-    arms: tuple[str, ...]
+    train: Callable[[Arm, int, bool], Run]
+    arms: Mapping[str, Arm]
 
     def main(self, arguments: Sequence[str] | None = None) -> dict[str, list[Run]]:
         """Train all arms and print the table."""
@@ -60,11 +62,14 @@ class Recipe:
 
     def runs(self, seeds: int, quick: bool) -> dict[str, list[Run]]:
         """Every arm with every seed."""
-        return {arm: [self.train(arm, seed, quick) for seed in range(seeds)] for arm in self.arms}
+        return {
+            name: [self.train(arm, seed, quick) for seed in range(seeds)]
+            for name, arm in self.arms.items()
+        }
 
     def table(self, runs: Mapping[str, Sequence[Run]]) -> str:
         """A row for each arm."""
-        rows = [["", self.score, "dead at the end", "`advise` warns of"]]
+        rows = [["", self.score, "dead at the end", "`advise` warned of"]]
         for arm, some in runs.items():
             dead = spread([100 * run.dead for run in some], digits=0)
             rows.append([arm, spread([run.score for run in some]), f"{dead} %", warned(some)])

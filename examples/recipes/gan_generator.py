@@ -2,8 +2,8 @@
 
 A small GAN (Goodfellow et al. 2014) draws scikit-learn's digits. The rate is ten times the usual
 one, and no norm stands between the generator's layers, so that units die one by one: what is left
-of the generator draws with fewer and fewer of them. Batch norm before the ReLU, as in DCGAN (Radford
-et al. 2016), is the remedy in the structure.
+of the generator draws with fewer and fewer of them. Batch norm before the ReLU, as in DCGAN
+(Radford et al. 2016), is the remedy in the structure.
 
 The score is the Fréchet distance between the pixels of drawn and of held-out digits, both taken
 for Gaussians: of two halves of the real digits it is about 1.
@@ -13,6 +13,8 @@ for Gaussians: of two halves of the real digits it is about 1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
@@ -21,6 +23,15 @@ from deadwatch import Watch, advise
 from examples.recipes.frame import Recipe, Run, digits, warnings
 
 NOISE, WIDTH = 16, 64
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train."""
+
+    norm: bool = False
+    rate: float = 0.01
+    policy: str | None = None
 
 
 def generator(norm: bool) -> nn.Sequential:
@@ -43,17 +54,15 @@ def frechet(drawn: Tensor, real: Tensor) -> float:
     return float(apart + ours.trace() + theirs.trace() - 2 * root)
 
 
-def train(arm: str, seed: int, quick: bool) -> Run:
+def train(arm: Arm, seed: int, quick: bool) -> Run:
     torch.manual_seed(seed)
     x, held_out, _, _ = digits()
-    draws, judges = generator(norm="batch norm" in arm), discriminator()
-    rate = 0.001 if "rate" in arm else 0.01
-    ours = torch.optim.Adam(draws.parameters(), lr=rate, betas=(0.5, 0.999))
+    draws, judges = generator(arm.norm), discriminator()
+    ours = torch.optim.Adam(draws.parameters(), lr=arm.rate, betas=(0.5, 0.999))
     theirs = torch.optim.Adam(judges.parameters(), lr=0.001, betas=(0.5, 0.999))
-    policy = "revive" if "revive" in arm else None
     found: set[str] = set()
     # Only the generator is watched: its optimizer, its loss.
-    with Watch(draws, optimizer=ours, policy=policy) as watch:
+    with Watch(draws, optimizer=ours, policy=arm.policy) as watch:
         for _ in range(20 if quick else 60):
             for rows in torch.randperm(len(x)).split(64):
                 fake = draws(torch.randn(len(rows), NOISE))
@@ -77,13 +86,13 @@ RECIPE = Recipe(
     name="A GAN's generator",
     score="Fréchet distance, lower is better",
     train=train,
-    arms=(
-        "no norm, Adam at 0.01",
-        'policy="revive"',
-        "Adam at 0.001",
-        "batch norm before each ReLU",
-        'batch norm and policy="revive"',
-    ),
+    arms={
+        "no norm, Adam at 0.01": Arm(),
+        'policy="revive"': Arm(policy="revive"),
+        "Adam at 0.001": Arm(rate=0.001),
+        "batch norm before each ReLU": Arm(norm=True),
+        'batch norm and policy="revive"': Arm(norm=True, policy="revive"),
+    },
 )
 
 if __name__ == "__main__":
