@@ -84,16 +84,22 @@ class Adviser:
         model: The model, unwrapped.
         optimizers: The optimizers that train it.
         ignore: Patterns of findings to leave out, checked.
+        enabled: Whether there is to be any advice.
     """
 
     def __init__(
-        self, model: nn.Module, optimizers: tuple[Optimizer, ...], ignore: Sequence[str]
+        self,
+        model: nn.Module,
+        optimizers: tuple[Optimizer, ...],
+        ignore: Sequence[str],
+        *,
+        enabled: bool,
     ) -> None:
         self._model = model
         self._optimizers = optimizers
         self._ignore = tuple(ignore)
         self._history = History()
-        self._failed = False
+        self._enabled = enabled
 
     def begin(self, rows: Mapping[str, Rows]) -> None:
         """Take in what makes the units before the first window has ended."""
@@ -101,14 +107,14 @@ class Adviser:
 
     def advise(self, report: WindowReport) -> WindowReport:
         """The report of a window, with deaths and findings; as it was if finding them fails."""
-        if self._failed:
+        if not self._enabled:
             return report
         try:
             told = replace(report, deaths=self._history.follow(report))
             found = _findings(self._model, told, self._optimizers, self._ignore)
             return replace(told, findings=tuple(found))
         except Exception as error:  # never break training
-            self._failed = True
+            self._enabled = False
             warnings.warn(
                 f"advice failed and is given up; watching goes on. {type(error).__name__}: {error}",
                 AdviceFailedWarning,
@@ -116,10 +122,11 @@ class Adviser:
             )
             return report
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values to go on from."""
-        return self._history.state_dict()
+    def state_dict(self) -> dict[str, Any] | None:
+        """Plain values to go on from; None if there is no advice."""
+        return self._history.state_dict() if self._enabled else None
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a `state_dict`."""
-        self._history.load_state_dict(state)
+        if state is not None:
+            self._history.load_state_dict(state)

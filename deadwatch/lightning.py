@@ -17,7 +17,7 @@ from deadwatch.judge.rules import Rules
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import WindowReport
 from deadwatch.restoring import forget_loading, reconcile_on_load
-from deadwatch.settings import Settings
+from deadwatch.settings import Settings, owners
 from deadwatch.show.console import ConsoleView
 from deadwatch.show.loggers import LoggerViews
 from deadwatch.show.tables import end_of_run
@@ -65,6 +65,9 @@ class DeadWatch(_Callback):
         stats_every_n_steps: As for `Watch`.
         overhead: As for `Watch`.
         count_no_grad: As for `Watch`.
+        advice: As for `Watch`.
+        gradients: As for `Watch`.
+        ignore: As for `Watch`.
         window: ``"epoch"``, or a number of training batches after which to judge.
 
     Attributes:
@@ -87,6 +90,9 @@ class DeadWatch(_Callback):
         stats_every_n_steps: int | Literal["auto"] = 10,
         overhead: float | None = None,
         count_no_grad: bool = False,
+        advice: bool = False,
+        gradients: bool = False,
+        ignore: Sequence[str] = (),
         window: Literal["epoch"] | int = "epoch",
     ) -> None:
         super().__init__()
@@ -99,6 +105,9 @@ class DeadWatch(_Callback):
             stats_every_n_steps,
             overhead,
             count_no_grad,
+            advice,
+            gradients,
+            ignore,
         )
         if window != "epoch" and (type(window) is not int or window < 1):
             raise ConfigError(
@@ -148,7 +157,8 @@ class DeadWatch(_Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Attach; whatever runs from here on inside a training batch counts."""
         treats = self._settings.treats
-        optimizers = trainer.optimizers if treats else None
+        advised = owners(trainer.optimizers, pl_module) if self._settings.advice else None
+        optimizers = trainer.optimizers if treats else advised
         total = total_batches(trainer)
         settings = vars(self._settings)
         self.watch = Watch(pl_module, optimizer=optimizers, total_steps=total, **settings)

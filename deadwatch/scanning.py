@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
+from deadwatch.observe.gauges import Gauging
 from deadwatch.observe.lookout import Eager
 from deadwatch.observe.reduce import aged
 from deadwatch.observe.remarks import tell_unseen
@@ -75,7 +76,8 @@ def scan(
     _check(model, forward)
     model = unwrapped(model)
     settings = Settings(None, rules, include, exclude, unit_dim)
-    taps = Taps(model, settings.selection(), 1, Counting(no_grad=True, evaluation=True))
+    counting = Counting(no_grad=True, evaluation=True)
+    taps = Taps(model, settings.selection(), 1, counting, Gauging(layers=True))
     call = forward or _forward
     seen = 0
     with _unchanged(model), torch.no_grad(), Eager(), taps:
@@ -84,7 +86,7 @@ def scan(
             taps.step()
             seen += 1
         taps.warn_if_bare(ran=True)
-        snapshot = aged(taps.read())
+        snapshot = taps.complete(aged(taps.read()))
     if not seen:
         raise ConfigError("batches is empty; expected at least one batch to run through the model")
     report = judge(snapshot, rules or Rules())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from torch import nn
@@ -12,9 +13,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from deadwatch.errors import ConfigError, DeadwatchError, MixedModelsWarning
+from deadwatch.judge.advice import check_ignore
 from deadwatch.judge.rules import Rules
+from deadwatch.observe.gauges import Gauging
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.observe.strategies import only_watchable, some_processes
+from deadwatch.treat.optim import rates
 from deadwatch.treat.policy import Policy, resolve
 from deadwatch.treat.shards import resharded
 
@@ -34,17 +38,21 @@ class Settings:
     stats_every_n_steps: int | Literal["auto"] = 10
     overhead: float | None = None
     count_no_grad: bool = False
+    advice: bool = False
+    gradients: bool = False
+    ignore: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         resolve(self.policy)
+        check_ignore(self.ignore)
         _check_interval(self.stats_every_n_steps, self.overhead)
         if self.rules is not None and not isinstance(self.rules, Rules):
             raise ConfigError(f"rules is {self.rules!r}; expected deadwatch.Rules(...) or None")
-        if not isinstance(self.count_no_grad, bool):
-            raise ConfigError(
-                f"count_no_grad is {self.count_no_grad!r}; expected True to count forwards under "
-                "no_grad too, or False"
-            )
+        for name, effect in _SWITCHES.items():
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}; expected True to {effect}, or False"
+                )
         for name in ("include", "exclude"):
             _check_patterns(name, getattr(self, name))
         dims = self.unit_dim
@@ -75,6 +83,19 @@ class Settings:
     def selection(self) -> Selection:
         """Which activations to watch."""
         return Selection(_patterns(self.include), _patterns(self.exclude), self.unit_dim)
+
+    def gauging(self, optimizers: Sequence[Optimizer]) -> Gauging | None:
+        """What is measured beside the activations; None for nothing."""
+        if not (self.advice or self.gradients):
+            return None
+        return Gauging(layers=self.advice, training=self.advice, rates=partial(rates, optimizers))
+
+
+_SWITCHES = {
+    "count_no_grad": "count forwards under no_grad too",
+    "advice": "measure what advice is based on",
+    "gradients": "measure the gradients at pre-activations",
+}
 
 
 def _check_interval(every: object, overhead: object) -> None:
@@ -208,14 +229,23 @@ def check_ownership(
         )
     if optimizers:
         resharded(model.modules())
-    mine = {id(parameter) for parameter in model.parameters()}
     for optimizer in optimizers:
-        owned = [p for group in optimizer.param_groups for p in group["params"]]
-        if not any(id(parameter) in mine for parameter in owned):
+        if optimizer not in owners([optimizer], model):
             raise ConfigError(
                 f"the {type(optimizer).__name__} given as optimizer updates no parameter of the "
                 "model; pass the one that was built from model.parameters()"
             )
+
+
+def owners(found: Iterable[object], model: nn.Module) -> list[Optimizer]:
+    """The optimizers of torch among what was found that update a parameter of the model."""
+    mine = {id(parameter) for parameter in model.parameters()}
+    return [
+        one
+        for one in found
+        if isinstance(one, Optimizer)
+        and any(id(p) in mine for group in one.param_groups for p in group["params"])
+    ]
 
 
 def _patterns(given: Sequence[str] | str | None) -> Sequence[str] | None:

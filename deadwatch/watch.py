@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from deadwatch.activations import slopes_of
+from deadwatch.advising import Adviser
 from deadwatch.errors import (
     ConfigError,
     MissingStepWarning,
@@ -27,7 +28,7 @@ from deadwatch.observe.roll import Roll
 from deadwatch.observe.sites import unwrapped
 from deadwatch.observe.taps import Taps
 from deadwatch.plain import require_version, stamped, to_plain
-from deadwatch.records import WindowReport
+from deadwatch.records import Snapshot, WindowReport
 from deadwatch.settings import (
     Settings,
     check_ownership,
@@ -67,6 +68,10 @@ class Watch:
         count_no_grad: Whether forwards in training mode but under ``no_grad`` count as well: those
             of teachers, exponential averages, and sampling passes of generators or agents.
         total_steps: Training steps of the whole run, for a policy that ends at a share of it.
+        advice: Whether each window says how its dead units died, and what lets units die (see
+            `advise`), and to measure what that is based on: updates, inputs, rows of weights.
+        gradients: Whether to measure the loss's gradient at the pre-activations as well.
+        ignore: Patterns of findings that advice leaves out, as for `advise`.
 
     Raises:
         ConfigError: An argument is wrong; the message says what was expected.
@@ -99,6 +104,9 @@ class Watch:
         overhead: float | None = None,
         count_no_grad: bool = False,
         total_steps: int | None = None,
+        advice: bool = False,
+        gradients: bool = False,
+        ignore: Sequence[str] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ConfigError(
@@ -106,7 +114,8 @@ class Watch:
             )
         model = unwrapped(model)
         selecting = include, exclude, unit_dim
-        settings = Settings(policy, rules, *selecting, stats_every_n_steps, overhead, count_no_grad)
+        every, switches = stats_every_n_steps, (count_no_grad, advice, gradients)
+        settings = Settings(policy, rules, *selecting, every, overhead, *switches, ignore=ignore)
         self._overhead = settings.bound
         self._policy = resolve(policy)
         check_total_steps(total_steps, policy)
@@ -117,9 +126,11 @@ class Watch:
         self._rules = rules or Rules()
         counting = Counting(no_grad=count_no_grad)
         self._roll = Roll()
-        self._taps = Taps(model, settings.selection(), settings.interval, counting)
+        gauges = settings.gauging(optimizers)
+        self._taps = Taps(model, settings.selection(), settings.interval, counting, gauges)
         self._model = model
         self._optimizers = OptimizerState(optimizers)
+        self._adviser = Adviser(model, optimizers, settings.ignore, enabled=advice)
         self._clinic: Clinic | None = None
         self._saved_clinic: Mapping[str, Any] | None = None
         self._stepped = False
@@ -207,6 +218,7 @@ class Watch:
             with self._operation():
                 self._clinic.prevent(self.peek(), self.steps)
         self._clinic.step(loss)
+        self._taps.retake()  # the guard may have undone a treatment
 
     def pause(self) -> None:
         """Count no forward until `resume`."""
@@ -243,7 +255,10 @@ class Watch:
 
     def peek(self) -> WindowReport:
         """Judge the window so far, without closing it."""
-        return judge(reduce(self._taps.read(), self._roll), self._rules)
+        return judge(self._measured(), self._rules)
+
+    def _measured(self) -> Snapshot:
+        return self._taps.complete(reduce(self._taps.read(), self._roll))
 
     def close_window(self, *, treat: bool = True) -> WindowReport:
         """Judge the window, treat what is due, and begin the next.
@@ -252,13 +267,14 @@ class Watch:
             treat: False to leave the treatments to a later call of `treat`.
         """
         self._closed = True
-        snapshot = reduce(self._taps.read(), self._roll)
+        snapshot = self._measured()
         missed = snapshot.steps - self.steps  # a rank may have run out of data
         pace = self._taps.find_interval(self._overhead, largest)
         self._taps.restart(snapshot)
         verdict = judge(snapshot, self._rules)
         verdict = replace(verdict, notes=(*verdict.notes, *pace))
         tell_unseen(verdict, snapshot.missing, attached=self.attached)
+        verdict = self._adviser.advise(verdict)
         if self._clinic is None:
             return verdict
         if missed > 0:
@@ -322,7 +338,8 @@ class Watch:
         # Each rank has seen other data and other losses; all else is the same on all of them.
         ranks = self._taps.gather(self._roll, {"trial": clinic and clinic.pop("trial")})
         model = {"shapes": shapes, "slopes": slopes}
-        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, **model})
+        advice = self._adviser.state_dict()
+        return stamped({"flow": flow, "ranks": ranks, "clinic": clinic, "advice": advice, **model})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the run stood whose `state_dict` this is, on any number of processes.
@@ -342,6 +359,7 @@ class Watch:
         self._optimizers.rehome(slopes_of(self._model), state["slopes"])
         own = self._taps.share_out(state["ranks"])
         self._stepped, self._closed = state["flow"]["stepped"], state["flow"]["closed"]
+        self._adviser.load_state_dict(state["advice"])
         if state["clinic"] is not None:  # copied: the caller keeps what it gave
             self._saved_clinic = to_plain({**state["clinic"], "trial": own["trial"]})
         self._resume_clinic()

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "treat": GROUND,
     "show": GROUND,
     "settings": GROUND | {"observe", "judge", "treat"},
-    "watch": GROUND | {"observe", "judge", "treat", "show", "settings"},
+    "watch": GROUND | {"observe", "judge", "treat", "show", "settings", "advising"},
     "advising": GROUND | {"observe", "judge", "treat", "settings"},
     "scanning": GROUND | {"observe", "judge", "treat", "settings", "watch"},
     "factories": GROUND,

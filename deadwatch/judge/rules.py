@@ -93,7 +93,7 @@ def judge(snapshot: Snapshot, rules: Rules) -> WindowReport:
         reports = _reports(group, rules) if _has_units(group[0]) else map(_unseen, group)
         sites |= {report.site.name: report for report in reports}
     notes = tuple(filter(None, (_unproven(report, rules) for report in sites.values())))
-    return WindowReport(snapshot.window, sites, notes=notes)
+    return WindowReport(snapshot.window, sites, notes=notes, gauges=snapshot.gauges)
 
 
 _TOGETHER = 1 << 14

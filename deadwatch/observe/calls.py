@@ -114,7 +114,7 @@ class Calls:
             if "forward" in module.__dict__ and is_redirected(module):
                 return
             # 0 is this function, 1 and 2 the hook, 3 the module call that ran it.
-            frame = self._begin_frame(module, sys._getframe(3))
+            frame = self._begin_frame(module, sys._getframe(3), (args, kwargs))
         elif not frame.follows:
             frame.enter_unfollowed(module)
             return
@@ -148,7 +148,7 @@ class Calls:
         elif self.graph.traced:
             self.graph.weigh(frame.counted and self._counting.call())
 
-    def _begin_frame(self, module: nn.Module, python: FrameType) -> Frame:
+    def _begin_frame(self, module: nn.Module, python: FrameType, given: Any) -> Frame:
         self.end_frame()
         self._before_frame()
         counted = self.counts and self._counting.frame(module)
@@ -158,7 +158,7 @@ class Calls:
         if counted:
             self.lookout.meet(module, self.clock.tick)
             if module not in self.traced:
-                self._start_trace(frame, module)
+                self._start_trace(frame, module, given)
         # Recomputation has to run the graphs of the forward, which listen.
         if (counted or self.graph.traced) and self._must_listen(frame, module):
             self._ears.listen(frame)
@@ -188,13 +188,13 @@ class Calls:
         self._current.frame = None
         self._current.loose.clear()
 
-    def _start_trace(self, frame: Frame, module: nn.Module) -> None:
+    def _start_trace(self, frame: Frame, module: nn.Module, given: Any) -> None:
         if self._tracing is not None and not is_running(self._tracing.python):
             self._drop_trace()
         self.parallel = self.parallel or bool(tensor_parallel(self._model))
         if self._tracing is None and not any(is_lazy(p) for p in self._model.parameters()):
             self._tracing = frame
-            self.tracer.begin(self._layout.path_of(module))
+            self.tracer.begin(self._layout.path_of(module), given)
 
     def _drop_trace(self) -> None:
         self._tracing = None

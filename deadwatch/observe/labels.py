@@ -192,6 +192,9 @@ class Labels(Protocol):
     def forget(self, tensor: Tensor) -> None:
         """Take a tensor's label off."""
 
+    def feed(self, weight: str | None, data: Tensor, dim: int) -> None:
+        """The layer of a weight sums over axis ``dim`` < 0 of what it is given."""
+
     def read(self, label: Label, reader: str) -> None:
         """Note a reader that the chain does not run through."""
 

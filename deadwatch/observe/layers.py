@@ -86,6 +86,7 @@ def _layer(op: Op, data: Tensor, wire: Wire, dim: int, note: str, *, groups: int
 
     ``wire`` is the layer as a producer; as a reader it has the weight's other axis, in ``groups``.
     """
+    op.tracer.feed(wire.weight, data, dim)
     label = op.tracer.label_of(data)
     if label is not None:
         label.read_by(wire.kind)

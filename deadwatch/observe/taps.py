@@ -13,6 +13,7 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,15 +26,18 @@ from deadwatch.observe.accumulate import restart
 from deadwatch.observe.calls import Calls
 from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting
+from deadwatch.observe.gauges import Gauging
 from deadwatch.observe.hooks import Hook, remove
 from deadwatch.observe.layout import Group, Layout
 from deadwatch.observe.listen import Ears
 from deadwatch.observe.lookout import forget_graphs
 from deadwatch.observe.meter import Meter, told
 from deadwatch.observe.places import Place, source_of
+from deadwatch.observe.readings import Readings, gauges_of
 from deadwatch.observe.reduce import alike, every_rank, is_too_much, merge, mine, rank
 from deadwatch.observe.remarks import FAILED
 from deadwatch.observe.roll import Roll
+from deadwatch.observe.rows import rows_of
 from deadwatch.observe.sites import Selection
 from deadwatch.observe.strategies import staged, tensor_parallel
 from deadwatch.observe.transfer import fetch
@@ -49,6 +53,7 @@ class Taps:
         every: Moments are taken on every ``every``-th step of a window, beginning with the first;
             None to find that out (`find_interval`).
         counting: Which forwards count.
+        gauges: What else is measured; None for nothing.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Taps:
         selection: Selection,
         every: int | None,
         counting: Counting | None = None,
+        gauges: Gauging | None = None,
     ) -> None:
         self.enabled = True
         self._model = model
@@ -64,6 +70,7 @@ class Taps:
         self._counting = counting = counting or Counting()
         self._layout = Layout(model, selection, yields=not counting.evaluation)
         self._clock = Clock(every, auto=every is None)
+        self._gauges = gauges
         me: Any = weakref.proxy(self)  # no cycle shall keep the model alive
         self._calls = Calls(
             model,
@@ -74,6 +81,7 @@ class Taps:
             lambda: me._adjust(),
         )
         self._graph = self._calls.graph
+        self._calls.tracer.inputs = None if gauges is None else gauges.inputs
         if self._clock.auto:
             self._calls.meter = Meter(next((p.device for p in model.parameters()), _HOST))
         self._attached = False
@@ -101,6 +109,8 @@ class Taps:
             self.warn_if_bare(ran=False)
             for group in self._layout.groups:
                 self._register(group)
+        if self._gauges is not None:
+            self._gauges.attach(self._model)
         self._between_steps()
 
     def __enter__(self) -> Taps:
@@ -150,6 +160,8 @@ class Taps:
         self._calls.lookout.end()
         for group in self._layout.groups:
             remove(group.handles)
+        if self._gauges is not None:
+            self._gauges.detach()
 
     def _register(self, group: Group) -> None:
         for module, place in group.parts if group.wants_hooks else ():
@@ -224,6 +236,9 @@ class Taps:
             for state in self._calls.sites.values():
                 state.sampled = min(state.sampled, clock.tick)
         self._calls.next_step()
+        if self._gauges is not None:
+            sites, in_graph = self._calls.sites.values(), self._graph.traced and self._graph.moments
+            self._gauges.step(clock.tick - 1, self._model, sites, in_graph=in_graph)
         self._calls.lookout.step(clock.tick - 1)
         self._between_steps()
 
@@ -257,7 +272,20 @@ class Taps:
         lost = self._calls.given_up
         lost = lost.union(state.site.name for state in sites if state.base in lost)
         found = staged(self._model, (*fetch(list(sites)), *never))
-        return Snapshot(window, found, clock.tick, dict.fromkeys(lost, FAILED))
+        gauges = None if self._gauges is None else self._gauges.read()
+        return Snapshot(window, found, clock.tick, dict.fromkeys(lost, FAILED), gauges)
+
+    def complete(self, snapshot: Snapshot) -> Snapshot:
+        """What all ranks measured, with what their gauges come to."""
+        readings = snapshot.gauges
+        if not isinstance(readings, Readings):
+            return snapshot
+        return replace(
+            snapshot,
+            gauges=gauges_of(
+                readings, rows_of(self._model, snapshot.sites) if readings.layers else {}
+            ),
+        )
 
     def restart(self, ended: Snapshot) -> None:
         """Begin the next window; ``ended`` is what all ranks measured in the last."""
@@ -273,6 +301,8 @@ class Taps:
             if self.compiled:
                 self._calls.lookout.begin()
         restart(self._calls.sites.values(), ages)
+        if self._gauges is not None:
+            self._gauges.restart(self._model)
         for place in self._layout.places if not self.compiled else ():
             place.relearn()  # a graph would be compiled anew for every gate
         self._between_steps()
@@ -296,6 +326,11 @@ class Taps:
         if every:
             calls.clock.every, calls.meter.on, calls.meter = every, False, None
         return (told(every, None if self.compiled else cost, overhead),) if every else ()
+
+    def retake(self) -> None:
+        """Weights were changed by something else than a training step."""
+        if self._gauges is not None:
+            self._gauges.retake()
 
     def forget(self, site: str, units: Ints) -> None:
         """Drop the evidence against units that have just been treated."""

@@ -33,6 +33,7 @@ from torch.nn.parameter import is_lazy
 from deadwatch.errors import UnknownWiringWarning
 from deadwatch.observe.arithmetic import unlisted
 from deadwatch.observe.hooks import no_dispatch_modes
+from deadwatch.observe.inputs import Inputs
 from deadwatch.observe.knowledge import Knowledge, Visit
 from deadwatch.observe.labels import Flow, Label, Op, Part, Trail, cut_stem, tensors_in, unknown
 from deadwatch.observe.naming import Names
@@ -63,10 +64,12 @@ class Tracer:
 
     Attributes:
         knowledge: What the forwards showed.
+        inputs: What layers are given, if that is asked for.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.knowledge = Knowledge()
+        self.inputs: Inputs | None = None
         self._model = model
         self._names = Names(model)
         self._labels: dict[int, tuple[weakref.ref[Tensor], Label]] = {}
@@ -76,14 +79,16 @@ class Tracer:
 
     # ── one forward ─────────────────────────────────────────────────────────────────────
 
-    def begin(self, frame: str) -> None:
-        """A forward through the module at path ``frame`` begins."""
+    def begin(self, frame: str, given: Any = ()) -> None:
+        """A forward through the module at path ``frame`` begins, with these arguments."""
         self._names.begin()
         for name, alias in self._names.aliases():
             self.knowledge.add_name(name, alias)
         self._frame = frame
         self._uses.clear()
         self.abandon()
+        if self.inputs is not None:
+            self.inputs.begin(given)
 
     def finish(self, output: Any) -> None:
         """The forward returned ``output``; nothing that happens to it from here on is seen."""
@@ -104,6 +109,8 @@ class Tracer:
         """The forward did not end as it should: forget what it showed."""
         self._labels.clear()
         self._open.clear()
+        if self.inputs is not None:
+            self.inputs.end()
 
     def unit_dim(self, z: Tensor) -> int | None:
         """The unit axis of a pre-activation, counted from the end; None if unknown."""
@@ -169,7 +176,9 @@ class Tracer:
             self._count_uses(args, kwargs, result)
             name = _name(func)
             rule = unknown if result is None else RULES.get(name, unlisted)
-            rule(Op(self, func, name, args, kwargs, result, shapes))
+            rule(op := Op(self, func, name, args, kwargs, result, shapes))
+            if self.inputs is not None:
+                self.inputs.follow(op)
 
     def _shapes(self, args: Any, kwargs: Any) -> dict[int, tuple[int, ...]]:
         try:
@@ -217,6 +226,11 @@ class Tracer:
         label.node = node, tensor.output_nr
         for before in label.before:
             before.edges += 1
+
+    def feed(self, weight: str | None, data: Tensor, dim: int) -> None:
+        """The layer of a weight sums over axis ``dim`` < 0 of what it is given."""
+        if self.inputs is not None and weight is not None:
+            self.inputs.take(weight, data, dim)
 
     def set_label(self, tensor: Tensor, label: Label) -> None:
         """Label a tensor."""

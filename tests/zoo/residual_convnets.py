@@ -25,7 +25,7 @@ def zero_last(model: nn.Module) -> nn.Module:
 def basic(inputs: int, outputs: int, stride: int, excite: bool = False) -> nn.Module:
     parts = [conv_act(inputs, outputs, 3, stride), conv(outputs, outputs, 3)]
     if excite:
-        parts.append(nn.Sequential(SqueezeExcite(outputs, max(4, outputs // 16))))
+        parts.append(nn.Sequential(SqueezeExcite(outputs, outputs // 4)))
     skip = conv(inputs, outputs, 1, stride) if (inputs, stride) != (outputs, 1) else None
     return Residual(nn.Sequential(*parts), skip, nn.ReLU(True))
 
@@ -51,6 +51,10 @@ def resnet18(zero: bool = False, excite: bool = False) -> nn.Module:
         blocks += [basic(inputs, width, 2 if stage else 1, excite), basic(width, width, 1, excite)]
         inputs = width
     model = he(nn.Sequential(*stem(), *blocks, *head(128)))
+    for module in model.modules():
+        if isinstance(module, SqueezeExcite):  # dense layers there, with torch's own weights
+            module.squeeze.reset_parameters()
+            module.excite.reset_parameters()
     return zero_last(model) if zero else model
 
 

@@ -112,7 +112,7 @@ def efficientnet() -> nn.Module:
     """B0 with half of the channels and the first block of each stage."""
 
     def block(size: int, *sizes: int) -> nn.Module:
-        inner = max(1, sizes[0] // 4)
+        inner = sizes[0] // 2  # as wide as in the whole
         return inverted(
             *sizes, size=size, act=nn.SiLU, excite=lambda c: SqueezeExcite(c, inner, nn.SiLU)
         )
@@ -137,7 +137,7 @@ def regnet() -> nn.Module:
     def block(inputs: int, outputs: int, stride: int) -> nn.Module:
         main = nn.Sequential(
             *(conv_act(inputs, outputs), conv_act(outputs, outputs, 3, stride, outputs // 8)),
-            *(SqueezeExcite(outputs, max(4, inputs // 4)), conv(outputs, outputs)),
+            *(SqueezeExcite(outputs, inputs // 2), conv(outputs, outputs)),
         )
         skip = conv(inputs, outputs, 1, stride) if (inputs, stride) != (outputs, 1) else None
         return Residual(main, skip, nn.ReLU(True))

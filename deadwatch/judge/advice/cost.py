@@ -26,7 +26,7 @@ def harmful(facts: Facts) -> Iterator[Hit]:
     """Sites whose dead share is in the range that measurement has found harmful."""
     for site in facts.sites:
         found = facts.seen(site)
-        if found is not None and found.harmful:
+        if found is not None and facts.harmful(site):
             live = found.judged - int(found.dead.sum())
             message = f"{_dead(found)}, and {live} live; {_cost(facts, found)}"
             code = 'Watch(model, optimizer=optimizer, policy="revive")'
@@ -36,15 +36,16 @@ def harmful(facts: Facts) -> Iterator[Hit]:
 @rule(
     "DW602",
     "Dead units that were harmless where it was measured",
-    reason="A wide layer does without them: reviving them moved the accuracy of healthy runs by at "
-    "most 0.1 points. They cost memory and time, which pruning them would save.",
+    reason="Fewer than cost accuracy where that was measured, or no more than a network is born "
+    "with: reviving them moved the accuracy of healthy runs by at most 0.1 points. They cost "
+    "memory and time, which pruning them would save.",
     source=f"{_MEASURED}; python -m benchmarks.efficacy, the healthy scenarios",
 )
 def harmless(facts: Facts) -> Iterator[Hit]:
     """Sites with fewer dead units than measurement has found harm with."""
     for site in facts.sites:
         found = facts.seen(site)
-        if found is not None and found.dead.any() and not found.harmful:
+        if found is not None and found.dead.any() and not facts.harmful(site):
             message = f"{_dead(found)}; {_cost(facts, found)}"
             yield Hit("info", (site.name,), message, _numbers(facts, found))
 

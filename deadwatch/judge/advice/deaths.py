@@ -26,24 +26,30 @@ def _found(cause: Cause, evidence: Callable[[Death], str]) -> Callable[[Facts], 
 
     def find(facts: Facts) -> Iterator[Hit]:
         deaths = facts.report.deaths if facts.report is not None else ()
-        for death in deaths:
-            if death.cause == cause:
-                yield _hit(facts, death, evidence(death))
+        own = [death for death in deaths if death.cause == cause]
+        for site in dict.fromkeys(death.site for death in own):
+            same = [death for death in own if death.site == site]
+            most = max(same, key=lambda death: len(death.units))
+            yield _hit(facts, same, most, evidence(most))
 
     return find
 
 
-def _hit(facts: Facts, death: Death, evidence: str) -> Hit:
+def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
+    """The units of a site that died of one cause; ``death`` is how most of them did."""
     assert facts.report is not None
-    site, units = facts.report.sites[death.site], len(death.units)
+    site, units = facts.report.sites[death.site], sum(len(one.units) for one in deaths)
     when = "" if death.cause == "birth" else f" since window {death.window + 1}"
+    if len(deaths) > 1:
+        last = max(one.window for one in deaths) + 1
+        when = f", {len(death.units)} of them{when}, and others until window {last}"
     message = f"{units} of {site.judged} units of {death.site} are dead{when}: {evidence}"
     remedy, points = BEST.get(death.cause, BEST["birth"])
     code = f"Watch(model, optimizer=optimizer, {remedy})"
     if death.cause in BEST:
         code += f"  # {points:+.1f} points above doing nothing where units died so"
     numbers = {"units": units, "window": death.window, **_pairs(death)}
-    severity: Severity = "warning" if site.harmful else "info"
+    severity: Severity = "warning" if facts.harmful(site.site) else "info"
     return Hit(severity, (death.site,), message, numbers, code)
 
 
@@ -81,11 +87,10 @@ def _born(death: Death) -> str:
 def _leapt(death: Death) -> str:
     update = death.update
     assert update is not None
-    return (
-        f"step {update.peak_step} moved {death.weight} by {percent(update.peak)} of itself, on "
-        f"average they moved it by {percent(update.mean)}; silent from between steps "
-        f"{death.steps[0]} and {death.steps[1]}, and {_fell(death)}"
-    )
+    peak = f"step {update.peak_step} moved {death.weight} by {percent(update.peak)} of itself"
+    others = f"the steps of that window on average by {percent(update.mean)}"
+    when = f"they fell silent between steps {death.steps[0]} and {death.steps[1]}"
+    return f"{peak}, {others}; {when}, and {_fell(death)}"
 
 
 rule(

@@ -11,6 +11,7 @@ import numpy as np
 from deadwatch.judge.advice.facts import (
     Facts,
     layer_of,
+    leans,
     one_sided,
     percent,
     rectifies,
@@ -71,7 +72,7 @@ def _negative(facts: Facts, site: Site, last: Wire, median: float, bias: object)
         f"deviations of what {site.name} reads"
     )
     found = facts.seen(site)
-    harmless = found is not None and not found.harmful
+    harmless = found is not None and not facts.harmful(site)
     if found is not None:
         message += f"; {int(found.dead.sum())} of {found.judged} units are dead"
     numbers = {"median": median, "negative": share}
@@ -192,7 +193,8 @@ def _arrived_dead(facts: Facts, site: Site, found: SiteReport) -> Hit:
         f"({percent(share)}), and {percent(always)} are open for all; by theory a symmetric "
         f"initialisation gives about {percent(expected)} of each"
     )
-    severity: Severity = "error" if dead == judged else "warning" if found.harmful else "info"
+    warn = found.harmful and leans(found)
+    severity: Severity = "error" if dead == judged else "warning" if warn else "info"
     numbers = {"dead": share, "always_open": always, "expected": expected, "units": judged}
     code = 'Watch(model, optimizer=optimizer, policy="revive")'
     layer = layer_of(site)

@@ -131,7 +131,7 @@ def deadly_rate(facts: Facts) -> Iterator[Hit]:
         f"units began to die in window {first.window}, between steps {steps[0]} and {steps[1]}, "
         f"at a learning rate of {first.rate:.2g}: {units} then, {later - units} since"
     )
-    harm = any(report.sites[one.site].harmful for one in deaths) if report else False
+    harm = any(facts.harmful(site) for site in facts.sites if site.name in {d.site for d in deaths})
     numbers = {"window": first.window, "step": steps[0], "rate": first.rate, "units": units}
     code = f"lr < {first.rate:.2g}, or a warm-up of the rate to it"
     sites = tuple(dict.fromkeys(one.site for one in same))
