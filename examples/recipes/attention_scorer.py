@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from deadwatch import Watch, advise, scan
-from examples.recipes.frame import Recipe, Run, digits, warnings
+from deadwatch import Watch
+from examples.recipes.frame import Recipe, Run, digits
 
 BAG, HEADS, WIDTH = 4, 4, 32
 
@@ -66,10 +66,16 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     asked, answers = bags(held_out, truth, 2000)
     model = Pooling(arm.relu, arm.bias)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
-    found = warnings(advise(model, report=scan(model, [x]), optimizer=optimizer))
     epochs = 6 if quick else 20
     steps = epochs * -(-len(x) // 64)
-    with Watch(model, optimizer=optimizer, policy=arm.policy, total_steps=steps) as watch:
+    with Watch(
+        model,
+        optimizer=optimizer,
+        policy=arm.policy,
+        include="scorer*",
+        total_steps=steps,
+        advice=True,
+    ) as watch:
         for _ in range(epochs):
             for rows in torch.randperm(len(x)).split(64):
                 loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
@@ -78,12 +84,9 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
                 optimizer.step()
                 watch.step(loss)
             report = watch.close_window(treat=watch.steps < steps)
-            found |= warnings(advise(model, report=report, optimizer=optimizer))
     with torch.no_grad():
         score = 100 * float((model.eval()(asked).argmax(1) == answers).float().mean())
-    scorer = [site for name, site in report.items() if name.startswith("scorer")]
-    dead = sum(int(site.dead.sum()) for site in scorer) / sum(site.judged for site in scorer)
-    return Run(score, dead, tuple(sorted(found)))
+    return Run.of(score, report)
 
 
 RECIPE = Recipe(

@@ -17,8 +17,8 @@ from statistics import mean
 import torch
 from torch import nn
 
-from deadwatch import Watch, advise
-from examples.recipes.frame import Recipe, Run, digits, warnings
+from deadwatch import Watch
+from examples.recipes.frame import Recipe, Run, digits
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,8 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     x, held_out, y, truth = digits()
     model = mlp(arm.act)
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.rate, weight_decay=arm.decay)
-    found: set[str] = set()
     scores: list[float] = []
-    with Watch(model, optimizer=optimizer, policy=arm.policy) as watch:
+    with Watch(model, optimizer=optimizer, policy=arm.policy, advice=True) as watch:
         for _ in range(12 if quick else 20):
             pixels = torch.randperm(64)
             task = x[:, pixels]
@@ -55,12 +54,11 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
                     optimizer.step()
                     watch.step(loss)
                 report = watch.close_window()
-                found |= warnings(advise(model, report=report, optimizer=optimizer))
             with torch.no_grad():
                 right = model.eval()(held_out[:, pixels]).argmax(1) == truth
             model.train()
             scores.append(100 * float(right.float().mean()))
-    return Run(mean(scores[-5:]), report.dead_ratio, tuple(sorted(found)))
+    return Run.of(mean(scores[-5:]), report)
 
 
 RECIPE = Recipe(

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deadwatch import Watch, advise
-from examples.recipes.frame import Recipe, Run, digits, warnings
+from deadwatch import Watch
+from examples.recipes.frame import Recipe, Run, digits
 
 TEMPERATURE = 0.2
 
@@ -70,8 +70,7 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     data = digits()
     model = encoder(arm.ends_in_relu)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-    found: set[str] = set()
-    with Watch(model, optimizer=optimizer, policy=arm.policy) as watch:
+    with Watch(model, optimizer=optimizer, policy=arm.policy, advice=True) as watch:
         for _ in range(20 if quick else 60):
             for rows in torch.randperm(len(data[0])).split(128):
                 x = data[0][rows]
@@ -81,10 +80,9 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
                 optimizer.step()
                 watch.step(loss)
             report = watch.close_window()
-            found |= warnings(advise(model, report=report, optimizer=optimizer))
     with torch.no_grad():
         score = neighbours(model.eval(), data)
-    return Run(score, report.dead_ratio, tuple(sorted(found)))
+    return Run.of(score, report)
 
 
 RECIPE = Recipe(

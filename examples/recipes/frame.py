@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Generic, TypeVar
@@ -14,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from benchmarks.results import markdown
-from deadwatch import Finding
+from deadwatch import Finding, WindowReport
 
 Arm = TypeVar("Arm")
 
@@ -26,12 +27,22 @@ class Run:
     Attributes:
         score: As the recipe scores it.
         dead: Share of dead units in the last window.
-        advice: Ids of the findings that warn, over the whole run.
+        advice: Ids of the findings that warned at the end.
+        causes: What the units that are dead at the end died of, with their number.
     """
 
     score: float
     dead: float
-    advice: tuple[str, ...]
+    advice: frozenset[str]
+    causes: Mapping[str, int]
+
+    @classmethod
+    def of(cls, score: float, report: WindowReport) -> Run:
+        """A run that ended with this report, of a watch with ``advice=True``."""
+        causes: Counter[str] = Counter()
+        for death in report.deaths:
+            causes[death.cause] += len(death.units)
+        return cls(score, report.dead_ratio, frozenset(warnings(report.findings)), causes)
 
 
 @dataclass(frozen=True)
@@ -69,10 +80,11 @@ class Recipe(Generic[Arm]):
 
     def table(self, runs: Mapping[str, Sequence[Run]]) -> str:
         """A row for each arm."""
-        rows = [["", self.score, "dead at the end", "`advise` warned of"]]
+        rows = [["", self.score, "dead at the end", "died of", "what advice warns of"]]
         for arm, some in runs.items():
             dead = spread([100 * run.dead for run in some], digits=0)
-            rows.append([arm, spread([run.score for run in some]), f"{dead} %", warned(some)])
+            scores = spread([run.score for run in some])
+            rows.append([arm, scores, f"{dead} %", died_of(some), warned(some)])
         return markdown(rows)
 
 
@@ -80,6 +92,15 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean ± standard deviation over seeds."""
     deviation = stdev(values) if len(values) > 1 else 0.0
     return f"{mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def died_of(runs: Sequence[Run]) -> str:
+    """The causes of death, the most frequent first, with their share of the dead units."""
+    causes: Counter[str] = Counter()
+    for run in runs:
+        causes.update(run.causes)
+    shares = [f"{cause} {count / causes.total():.0%}" for cause, count in causes.most_common()]
+    return ", ".join(shares) or "–"
 
 
 def warned(runs: Sequence[Run]) -> str:
@@ -90,7 +111,7 @@ def warned(runs: Sequence[Run]) -> str:
     return ", ".join(some) or "–"
 
 
-def warnings(findings: Sequence[Finding]) -> set[str]:
+def warnings(findings: Iterable[Finding]) -> set[str]:
     """Ids of the findings that are more than worth knowing."""
     return {finding.id for finding in findings if finding.at_least("warning")}
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from deadwatch import Watch, advise
-from examples.recipes.frame import Recipe, Run, digits, warnings
+from deadwatch import Watch
+from examples.recipes.frame import Recipe, Run, digits
 
 NOISE, WIDTH = 16, 64
 
@@ -60,9 +60,8 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     draws, judges = generator(arm.norm), discriminator()
     ours = torch.optim.Adam(draws.parameters(), lr=arm.rate, betas=(0.5, 0.999))
     theirs = torch.optim.Adam(judges.parameters(), lr=0.001, betas=(0.5, 0.999))
-    found: set[str] = set()
     # Only the generator is watched: its optimizer, its loss.
-    with Watch(draws, optimizer=ours, policy=arm.policy) as watch:
+    with Watch(draws, optimizer=ours, policy=arm.policy, advice=True) as watch:
         for _ in range(20 if quick else 60):
             for rows in torch.randperm(len(x)).split(64):
                 fake = draws(torch.randn(len(rows), NOISE))
@@ -76,10 +75,9 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
                 ours.step()
                 watch.step(loss)
             report = watch.close_window()
-            found |= warnings(advise(draws, report=report, optimizer=ours))
     with torch.no_grad():
         drawn = draws.eval()(torch.randn(2000, NOISE))
-    return Run(frechet(drawn, held_out), report.dead_ratio, tuple(sorted(found)))
+    return Run.of(frechet(drawn, held_out), report)
 
 
 RECIPE = Recipe(

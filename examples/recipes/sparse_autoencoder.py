@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from deadwatch import DeadWatch, advise
-from examples.recipes.frame import Recipe, Run, digits, warnings
+from deadwatch import DeadWatch
+from examples.recipes.frame import Recipe, Run, digits
 
 PENALTY = 0.3
 
@@ -70,17 +70,6 @@ class SparseAutoencoder(pl.LightningModule):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
-class Advice(pl.Callback):
-    """Asks for advice after each epoch."""
-
-    def __init__(self, watch: DeadWatch) -> None:
-        self.watch, self.found = watch, set[str]()
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        optimizers, report = trainer.optimizers, self.watch.report
-        self.found |= warnings(advise(pl_module, report=report, optimizer=optimizers))
-
-
 def train(arm: Arm, seed: int, quick: bool) -> Run:
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -91,11 +80,10 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     batches = DataLoader(TensorDataset(x), batch_size=64, shuffle=True, generator=order)
     epochs = 20 if quick else 60
     model = SparseAutoencoder(arm, epochs * len(batches))
-    watch = DeadWatch(policy=arm.policy)
-    advice = Advice(watch)
+    watch = DeadWatch(policy=arm.policy, advice=True)
     trainer = pl.Trainer(
         max_epochs=epochs,
-        callbacks=[watch, advice],
+        callbacks=[watch],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -109,7 +97,7 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     with torch.no_grad():
         loss = model.loss(held_out) / held_out.square().sum(1).mean()
     assert watch.report is not None
-    return Run(100 * float(loss), watch.report.dead_ratio, tuple(sorted(advice.found)))
+    return Run.of(100 * float(loss), watch.report)
 
 
 RECIPE = Recipe(
