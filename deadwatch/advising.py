@@ -16,7 +16,7 @@ from deadwatch.judge.history import History
 from deadwatch.observe.parameters import parameters_of
 from deadwatch.observe.sequences import sequences
 from deadwatch.observe.sites import unwrapped
-from deadwatch.records import Finding, Rows, WindowReport
+from deadwatch.records import Finding, Gauges, WindowReport
 from deadwatch.settings import optimizers_of
 from deadwatch.treat.mending import mendable
 from deadwatch.treat.optim import hypers
@@ -99,22 +99,23 @@ class Adviser:
         self._optimizers = optimizers
         self._ignore = tuple(ignore)
         self._history = History()
-        self._enabled = enabled
+        self.enabled = enabled
 
-    def begin(self, rows: Mapping[str, Rows]) -> None:
-        """Take in what makes the units before the first window has ended."""
-        self._history.begin(rows)
+    def begin(self, gauges: Gauges | None) -> None:
+        """Take in what makes the units as the first window begins."""
+        if gauges is not None:
+            self._history.begin(gauges.rows)
 
     def advise(self, report: WindowReport) -> WindowReport:
         """The report of a window, with deaths and findings; as it was if finding them fails."""
-        if not self._enabled:
+        if not self.enabled:
             return report
         try:
             told = replace(report, deaths=self._history.follow(report))
             found = _findings(self._model, told, self._optimizers, self._ignore)
-            return replace(told, findings=tuple(found))
+            return replace(told, findings=tuple(found), advised=True)
         except Exception as error:  # never break training
-            self._enabled = False
+            self.enabled = False
             warnings.warn(
                 f"advice failed and is given up; watching goes on. {type(error).__name__}: {error}",
                 AdviceFailedWarning,
@@ -124,7 +125,7 @@ class Adviser:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Plain values to go on from; None if there is no advice."""
-        return self._history.state_dict() if self._enabled else None
+        return self._history.state_dict() if self.enabled else None
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a `state_dict`."""

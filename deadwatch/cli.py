@@ -222,7 +222,8 @@ def _set_aside(checked: Checked, given: Namespace) -> Iterator[str]:
     if checked.known:
         yield f"{_counted(checked.known, 'finding')} left out as known: {given.baseline}."
     for entry in checked.gone:
-        yield f"Known and not found any more: {entry}; --write-baseline takes it out."
+        out = "" if given.write_baseline is not None else "; --write-baseline takes it out"
+        yield f"Known and not found any more: {entry}{out}."
     if given.write_baseline is not None:
         yield f"{given.write_baseline}: {_counted(len(checked.kept), 'finding')} known from now on."
 

@@ -77,6 +77,15 @@ def normed(bias: bool = True) -> nn.Module:
     return nn.Sequential(first, nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
 
 
+def healthy() -> tuple[nn.Module, Any]:
+    """A model in which there is nothing to find."""
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    nn.init.kaiming_normal_(made[0].weight, nonlinearity="relu")
+    nn.init.zeros_(made[0].bias)
+    return made, batches()
+
+
 def normed_with_batches() -> tuple[nn.Module, Any]:
     return normed(), batches()
 

@@ -16,7 +16,9 @@ from deadwatch import State
 from deadwatch.errors import DeadwatchError
 from deadwatch.show import archive, documents
 from deadwatch.show.archive import COUNTS, EVENTS, LAYOUT, SITES, UNITS, VERSION, pack, unpack
+from deadwatch.show.findings import plain
 from deadwatch.show.run import Record, Run
+from tests.findings import finding
 from tests.histories import Log, decoded, outcome, refusal, site, treatment, window
 
 TAGS = (LAYOUT, COUNTS, SITES, EVENTS, f"{UNITS}/act")
@@ -29,13 +31,15 @@ def log() -> Log:
         refusals=(refusal(0, [1]),),
         notes=("told",),
         outcomes=(outcome(),),
+        findings=(finding("DW401", "error", "act"), finding()),
+        advised=True,
     )
     return Log().write([first, window(1, site("act", [5, 5, 1]))])
 
 
 def drawn(run: Run) -> list[Any]:
     """Every document of a run."""
-    made = [documents.overview(run), documents.table(run)]
+    made = [documents.overview(run), documents.table(run), documents.findings(run)]
     for known in run.sites:
         made.append(documents.units(run, known["name"]))
         made += [documents.unit(run, known["name"], unit) for unit in range(known["units"])]
@@ -100,6 +104,7 @@ def test_a_damaged_record_says_that_it_is_damaged() -> None:
 
 HEAD: dict[str, Any] = {"session": "s", "window": 0, "steps": [0, 9]}
 OK = {"states": np.zeros((1, 6), "<i4"), "kept": np.ones(1, "|u1")}
+TORN = plain([finding()])[0]
 DONE = {"remedy": "R", "site": "act", "units": [0], "window": 0, "step": 3, "note": ""}
 WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (COUNTS, {"window": None}, OK),
@@ -135,6 +140,17 @@ WRONG: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     (EVENTS, {"refusals": [{"remedy": "R"}]}, {}),
     (EVENTS, {"notes": "told"}, {}),
     (EVENTS, {"notes": [{}]}, {}),
+    (EVENTS, {"findings": None}, {}),
+    (EVENTS, {"findings": {}}, {}),
+    (EVENTS, {"findings": ["DW103"]}, {}),
+    (EVENTS, {"findings": [{"id": "DW103", "severity": "info"}]}, {}),
+    (EVENTS, {"findings": [TORN | {"severity": 3}]}, {}),
+    (EVENTS, {"findings": [TORN | {"where": "act"}]}, {}),
+    (EVENTS, {"findings": [TORN | {"where": [3]}]}, {}),
+    (EVENTS, {"findings": [TORN | {"numbers": {"a": "1"}}]}, {}),
+    (EVENTS, {"findings": [TORN | {"numbers": {"a": True}}]}, {}),
+    (EVENTS, {"findings": [TORN | {"numbers": {"a": 10**400}}]}, {}),
+    (EVENTS, {"findings": [TORN | {"code": None}]}, {}),
     (EVENTS, {"outcomes": [{"remedy": "R", "units": "3"}]}, {}),
     (f"{UNITS}/act", {}, {}),
     (f"{UNITS}/act", {}, {"state": np.zeros((3, 1), "|u1")}),

@@ -153,6 +153,8 @@ def check_result(result: Any, rules: list[Any]) -> None:
     assert all(isinstance(mark, str) for mark in result["partialFingerprints"].values())
     for location in result["locations"]:
         check("location", location)
+        names = [at["fullyQualifiedName"] for at in location.get("logicalLocations", ())]
+        assert len(set(names)) == len(names)
         for logical in location.get("logicalLocations", ()):
             check("logicalLocation", logical)
         if "physicalLocation" in location:
@@ -163,7 +165,7 @@ def check_result(result: Any, rules: list[Any]) -> None:
 
 @pytest.mark.parametrize("place", [None, Place("a dir/größe.py", 7)], ids=["nowhere", "somewhere"])
 def test_sarif_keeps_to_the_standard(place: Place | None) -> None:
-    found = [finding("DW401", "error", "a", "b"), finding("DW103"), finding("DW2", code="")]
+    found = [finding("DW401", "error", "a", "b", "a"), finding("DW103"), finding("DW2", code="")]
     results = check_log(sarif([*found, finding("DW203", "warning", EVIL)], all_rules(), place, "1"))
     assert [r["level"] for r in results] == ["error", "note", "note", "warning"]
     assert [r["ruleId"] for r in results] == ["DW401", "DW103", "DW2", "DW203"]

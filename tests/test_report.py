@@ -112,7 +112,7 @@ def test_the_summary_for_programs(logdir: Path, tmp_path: Path) -> None:
     run = found["runs"]["a/deep"]
     assert set(run) == {
         *("windows", "steps", "dead", "judged", "dead_ratio", "sites", "treatments", "outcomes"),
-        *("notes", "damaged", "cut"),
+        *("notes", "findings", "damaged", "cut"),
     }
     assert (run["windows"], run["steps"], run["dead_ratio"]) == (7, [0, 69], 0.5)
     (act,) = run["sites"]

@@ -498,6 +498,7 @@ def test_the_same_module_draws_documents_that_a_page_carries(
         "runs": [EVIL],
         "overview": {EVIL: documents.overview(run)},
         "table": {EVIL: documents.table(run)},
+        "findings": {EVIL: documents.findings(run)},
         "units": {EVIL: {"first": documents.units(run, "first")}},
         "unit": {EVIL: {"first": {"3": documents.unit(run, "first", 3)}}},
     }
@@ -530,6 +531,7 @@ def test_names_that_turn_or_break_text_are_shown_as_codes(window: Browser, tmp_p
         "runs": [odd],
         "overview": {odd: documents.overview(run)},
         "table": {odd: documents.table(run)},
+        "findings": {odd: documents.findings(run)},
         "units": {odd: {odd: documents.units(run, odd)}},
     }
     window.open(carried(tmp_path, docs))
@@ -559,6 +561,7 @@ def test_a_figure_that_is_missing_is_not_drawn_as_zero(window: Browser, tmp_path
         "runs": ["r"],
         "overview": {"r": documents.overview(run)},
         "table": {"r": documents.table(run)},
+        "findings": {"r": documents.findings(run)},
         "units": {"r": {"act": documents.units(run, "act")}},
         "unit": {"r": {"act": {"0": unit}}},
     }
@@ -597,6 +600,7 @@ def test_one_dead_unit_in_16384_is_seen_among_2000_layers(window: Browser, tmp_p
         "damaged": 0,
     }
     docs = {"runs": ["big"], "overview": {"big": overview}, "table": {"big": {"rows": []}}}
+    docs["findings"] = {"big": {"asked": False, "findings": []}}
     window.open(carried(tmp_path, docs))
     window.wait("return window.deadwatch?.layers.rows().length")
     point(window, "layers", 1234, 1, "big")

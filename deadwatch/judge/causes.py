@@ -140,4 +140,4 @@ def is_leap(update: Update) -> bool:
     if update.steps < 2:
         return False
     others = (update.mean * update.steps - update.peak) / (update.steps - 1)
-    return update.peak >= 0.02 and update.peak >= LEAP * others
+    return update.peak >= RUSH and update.peak >= LEAP * others

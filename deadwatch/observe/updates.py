@@ -1,5 +1,8 @@
 """How far training steps move the weights: rms(ΔW) / max(rms(W before), rms(W after)).
 
+A weight that is close to zero yet, as one that was initialised there, has no size to compare with:
+steps that begin with less than a tenth of 1 / √fan_in say nothing of it.
+
 Of each weight a fixed sample is kept, of `SAMPLES` elements at most. All samples lie in one matrix,
 a row for each weight, so that a step takes a dozen launches whatever the number of weights.
 """
@@ -20,6 +23,9 @@ from deadwatch.observe.sites import readable
 from deadwatch.observe.stats import real_dtype
 
 SAMPLES = 256
+
+_SIZED = 0.1
+"""Size of a weight, in units of 1 / √fan_in, from which on its updates are compared with it."""
 
 
 class Moved(NamedTuple):
@@ -139,6 +145,7 @@ class _Group:
         old: Samples after the step before (L, SAMPLES); 0 where there is none.
         new: The same of now.
         size: Norms of the old samples (L,).
+        least: What these have to be to be compared with (L,).
         views: The samples, where the weights are.
         slots: Where they go in ``old`` and ``new``.
         lying: Where the weights were when the views were made.
@@ -150,6 +157,7 @@ class _Group:
     old: Tensor
     new: Tensor
     size: Tensor
+    least: Tensor
     views: list[Tensor] = field(default_factory=list)
     slots: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
     lying: list[int] = field(default_factory=list)
@@ -170,9 +178,10 @@ class _Group:
                 kept[:, index] = known.to(kept)
         dtype = torch.float64 if wide else torch.float32
         old, new = (torch.zeros(len(names), SAMPLES, dtype=dtype, device=device) for _ in range(2))
-        group = cls(names, weights, kept, old, new, kept.new_zeros(len(names)))
+        views = [_sample(local_of(weight.detach())) for weight in weights]
+        least = kept.new_tensor([_least(w, v) for w, v in zip(weights, views, strict=True)])
+        group = cls(names, weights, kept, old, new, kept.new_zeros(len(names)), least, views)
         group.lying = group.places()
-        group.views = [_sample(local_of(weight.detach())) for weight in weights]
         group.slots = tuple([row(m, i, v) for i, v in enumerate(group.views)] for m in (old, new))  # type: ignore[assignment]
         group.take()
         group.turn()
@@ -213,6 +222,7 @@ class _Group:
         size = self._norm(self.new)
         # Of single precision, so that ranks can tell each other the peak and its step at once.
         ratio = (self._norm(self.new - self.old) / torch.maximum(size, self.size)).float()
+        ratio = torch.where(self.size >= self.least, ratio, 0)
         total, count, peak, peak_step = self.figures
         moved = ratio > 0  # not where it is NaN
         total.add_(torch.where(moved, ratio, 0))
@@ -225,6 +235,11 @@ class _Group:
         # In double precision, where the squares of the smallest updates are not zero.
         norm: Tensor = torch.linalg.vector_norm(matrix, dim=1, dtype=self.figures.dtype)
         return norm
+
+
+def _least(weight: Tensor, sample: Tensor) -> float:
+    fan_in = weight.numel() / max(1, weight.shape[0])
+    return _SIZED * math.sqrt(sample.numel() / max(1, fan_in))
 
 
 def _local(weight: Tensor) -> Tensor:

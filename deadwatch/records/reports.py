@@ -141,6 +141,7 @@ class WindowReport(Mapping[str, SiteReport]):
         gauges: What the gauges measured, if advice is asked for; None if not.
         deaths: How the units that are dead now have died, if advice is asked for.
         findings: What advice there is, if it is asked for.
+        advised: Whether it was asked for and given: without it, no findings mean nothing.
     """
 
     window: Window
@@ -152,6 +153,7 @@ class WindowReport(Mapping[str, SiteReport]):
     gauges: Gauges | None = None
     deaths: tuple[Death, ...] = ()
     findings: tuple[Finding, ...] = ()
+    advised: bool = False
 
     def __getitem__(self, name: str) -> SiteReport:
         try:

@@ -4,7 +4,8 @@ Every window leaves, each under a tag of its own:
 
 - ``layout``: the sites, whenever they are others than in the window before;
 - ``sites``: what is averaged over the units of each site;
-- ``events``: treatments, refusals, notes and outcomes, if there are any;
+- ``events``: treatments, refusals, notes and outcomes, if there are any, and the findings of advice
+  whenever they are others than in the window before;
 - ``units/<site>``: the state of each unit, if it is another than in the window before, and its
   share of open gates, as far as the budget for these goes;
 - ``figures/<site>``: its pre-activations, as far as the budget for these goes;
@@ -32,6 +33,7 @@ import numpy.typing as npt
 
 from deadwatch.errors import DeadwatchError
 from deadwatch.records import Floats, SiteReport, State, WindowReport
+from deadwatch.show.findings import plain
 
 PLUGIN = "deadwatch"
 VERSION = 1
@@ -152,6 +154,7 @@ class Archivist:
         self._sites, self._states = [], {}
         self._session, self._last = uuid.uuid4().hex, -1
         self._told: tuple[int, dict[str, list[Any]]] = (-1, {})
+        self._findings: list[dict[str, Any]] | None = None
 
     def _head(self, report: WindowReport) -> dict[str, Any]:
         window = report.window
@@ -188,14 +191,25 @@ class Archivist:
         """Tag and payload of what was done and told in a window so far, if there is more now."""
         index, before = self._told
         told = events(report)
-        if not any(told.values()):
+        found = self._found(report)
+        if not any(told.values()) and not found:
             return
         # A reader may keep one record a step: the last one has to hold what came before.
         if index == report.window.index:
             told = {name: _both(before[name], told[name]) for name in told}
             told["outcomes"] = events(report)["outcomes"] or before["outcomes"]
+            found = found or {name: before[name] for name in ("findings",) if name in before}
+        told |= found
         self._told = report.window.index, told
         yield EVENTS, pack({**self._head(report), **told}, {})
+
+    def _found(self, report: WindowReport) -> dict[str, list[Any]]:
+        """The findings that stand now, if they are others than those last written."""
+        known = self._findings
+        if not report.advised:
+            return {}
+        self._findings = plain(report.findings)
+        return {} if self._findings == known else {"findings": self._findings}
 
     def _changed(self, site: SiteReport) -> bool:
         before = self._states.get(site.site.name)

@@ -1,8 +1,8 @@
 """All documents of some runs in one, as the report carries them along, within a budget of bytes.
 
-How a run went as a whole and its table are always there. Pictures of single layers come next,
-layers with dead or treated units first; then what single units did, treated ones first. What did
-not fit is named.
+How a run went as a whole, its table and its findings are always there. Pictures of single layers
+come next, layers with dead or treated units first; then what single units did, treated ones first.
+What did not fit is named.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def bundle(runs: Mapping[str, Run], budget: int = BUDGET) -> Document:
         budget: Bytes that it may have, beyond what is always there.
 
     Returns:
-        ``runs``, ``overview``, ``table``, ``units`` and ``unit``, and under ``left_out`` for each
-        run how many pictures of layers and of units are ``missing`` of how many.
+        ``runs``, ``overview``, ``table``, ``findings``, ``units`` and ``unit``, and under
+        ``left_out`` for each run how many pictures of layers and of units are missing of how many.
     """
     share = budget // max(1, len(runs))
     parts = {name: _Part(run, share) for name, run in runs.items()}
-    kinds = ("overview", "table", "units", "unit", "left_out")
+    kinds = ("overview", "table", "findings", "units", "unit", "left_out")
     found = {kind: {name: getattr(part, kind) for name, part in parts.items()} for kind in kinds}
     return {"runs": list(runs), **found}
 
@@ -64,7 +64,8 @@ class _Part:
         self._run = run
         cells = min(documents.CELLS, budget // 2 // _CELL)
         self.overview, self.table = documents.overview(run, max(1, cells)), documents.table(run)
-        left = budget - _size(self.overview) - _size(self.table)
+        self.findings = documents.findings(run)
+        left = budget - sum(map(_size, (self.overview, self.table, self.findings)))
         self.units, wanted = self._units(left * 3 // 4)
         self.unit = self._unit(wanted, left - _size(self.units))
         units, drawn = sum(map(len, wanted.values())), sum(map(len, self.unit.values()))

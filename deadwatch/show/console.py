@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from deadwatch.errors import ConfigError
 from deadwatch.records import Outcome, WindowReport
+from deadwatch.show.findings import key_of
 from deadwatch.show.markdown import markdown
 from deadwatch.show.texts import printable, tell
 
@@ -36,6 +37,7 @@ class ConsoleView:
         self._dead = 0
         self._treated = ""
         self._said: set[str] = set()
+        self._advised: set[tuple[str, ...]] = set()
 
     def __call__(self, report: WindowReport) -> None:
         """Print what is new in a window, and what was done at its end."""
@@ -66,7 +68,7 @@ class ConsoleView:
     def line(self, report: WindowReport, when: str) -> str | None:
         """A line if the number of dead units changed or there is something to tell, else None."""
         change = report.dead - self._dead
-        told = self._treated + self._new(report.notes)
+        told = self._treated + self._new(report.notes) + self._found(report)
         self._dead, self._treated = report.dead, ""
         if not change and not told:
             return None
@@ -76,6 +78,17 @@ class ConsoleView:
             worst = max(report.values(), key=lambda site: int(site.dead.sum()))
             line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
         return printable(line + told)
+
+    def _found(self, report: WindowReport) -> str:
+        """Findings of harm that were not told before in this run."""
+        new = [
+            finding
+            for finding in report.findings
+            if finding.at_least("warning") and key_of(finding) not in self._advised
+        ]
+        self._advised |= {key_of(finding) for finding in new}
+        told = "".join(f"; {finding}" for finding in new[:MOST])
+        return told + (f"; and {len(new) - MOST} more findings" if len(new) > MOST else "")
 
     def _new(self, texts: Iterable[str]) -> str:
         """Those texts that were not said before, whatever their figures."""

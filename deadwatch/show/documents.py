@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deadwatch.records import State
+from deadwatch.records import SEVERITIES, State
 from deadwatch.show.archive import DETAILS, MEASURES
 from deadwatch.show.run import Run
 
@@ -32,6 +32,8 @@ ROWS = 1_024
 
 RESULTS = 20_000
 """Windows of sites that are read at most to tell what came of treatments: a second or two."""
+
+_WORST_FIRST = tuple(reversed(SEVERITIES))
 
 SEVERITY = (State.ALIVE, State.RARE, State.UNCERTAIN, State.SATURATED, State.DEAD)
 """From what may be hidden behind others in one cell to what never is; unseen shows where all is."""
@@ -64,7 +66,8 @@ def table(run: Run, results: int = RESULTS) -> Document:
     """One row for each site: how it is now, how it was at its worst, what was done last.
 
     ``advice`` says what to do about its dead units, if there are any and their harm was judged;
-    ``wasted`` are the elements of parameters that make them or read them.
+    ``wasted`` are the elements of parameters that make them or read them; ``findings`` the ids of
+    what advice there is on the site.
 
     What came of the last treatment needs the units of a site, which take time to read: it is worked
     out for the sites treated last, within ``results`` windows in all, and missing for the others.
@@ -77,11 +80,32 @@ def table(run: Run, results: int = RESULTS) -> Document:
     latest = sorted(treated, key=lambda site: -int(done[site][-1]["window"]))
     known = latest[: results // max(1, len(run.windows))]
     found = {site: _result(run, site, done[site][-1]) for site in known}
+    ids: dict[str, list[str]] = {site["name"]: [] for site in run.sites}
+    for finding in run.findings or ():
+        for place in set(finding["where"]) & ids.keys():
+            ids[place].append(finding["id"])
     rows = [_row(run, at, done[site["name"]]) for at, site in enumerate(run.sites)]
     return {
-        "rows": [row | {"result": found.get(row["site"])} for row in rows],
+        "rows": [
+            row | {"result": found.get(row["site"]), "findings": ids[row["site"]]} for row in rows
+        ],
         "windows": len(run.windows),
         "results": [len(known), len(treated)],
+    }
+
+
+def findings(run: Run) -> Document:
+    """All advice that stands, the most severe first, and what was looked at to find it.
+
+    ``asked`` says whether advice was asked for: without, nothing found means nothing.
+    """
+    found = sorted(run.findings or [], key=lambda f: (_WORST_FIRST.index(f["severity"]), f["id"]))
+    return {
+        "asked": run.findings is not None,
+        "findings": found,
+        "sites": len(run.sites),
+        "judged": int(run.judged[:, -1:].sum()),
+        "windows": len(run.windows),
     }
 
 

@@ -34,6 +34,11 @@ def told(findings: Sequence[Finding], *, explain: bool = False, shown: int = SHO
     return "\n".join(map(printable, lines))
 
 
+def key_of(finding: Finding) -> tuple[str, ...]:
+    """By what a finding is told once in a run: its figures may change, and it may get worse."""
+    return finding.id, finding.severity, *finding.where
+
+
 def grouped(findings: Iterable[Finding]) -> list[list[Finding]]:
     """Those of one rule and severity together, the most severe first, then by id."""
     groups: dict[tuple[int, str], list[Finding]] = {}
@@ -75,7 +80,8 @@ def reason_of(finding: Finding) -> str:
 
 def numbers_of(finding: Finding) -> str:
     """The numbers of the evidence in one line."""
-    return ", ".join(f"{name} {value:.4g}" for name, value in finding.numbers.items())
+    named = ((name.replace("_", " "), value) for name, value in finding.numbers.items())
+    return ", ".join(f"{name} {value:.4g}" for name, value in named)
 
 
 def plain(findings: Iterable[Finding]) -> list[dict[str, Any]]:

@@ -5,13 +5,14 @@ What is there beyond that is left alone, since a later version may have more.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from deadwatch.errors import DeadwatchError
-from deadwatch.records import State
+from deadwatch.records import SEVERITIES, State
 from deadwatch.show.archive import COUNTS, EVENTS, FIGURES, LAYOUT, SITES, Array, Payload
 
 MOST = 1 << 26
@@ -24,6 +25,8 @@ _REFUSAL = {"remedy": str, "site": str, "units": list, "reason": str}
 _COUNTED = ("treatments", "units", "revived", "relapsed", "still_dead", "undone", "written", "open")
 _OUTCOME = {"remedy": str, **dict.fromkeys(_COUNTED, int)}
 _SITE = {"name": str, "units": int}
+_TEXTS = ("id", "severity", "title", "message", "reason", "source", "code")
+_FINDING = {**dict.fromkeys(_TEXTS, str), "where": list, "numbers": dict}
 
 
 def intact(name: str, payload: Payload) -> Payload:
@@ -85,7 +88,19 @@ def _events(payload: Payload) -> Payload:
     notes = head.get("notes", [])
     listed = isinstance(notes, list) and all(isinstance(note, str) for note in notes)
     _expect(listed, "notes are no texts")
-    return payload
+    if "findings" not in head:
+        return payload
+    return Payload({**head, "findings": _findings(head)}, payload.arrays)
+
+
+def _findings(head: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The findings, without those of a severity that only a later version knows."""
+    found = _records(head, "findings", _FINDING)
+    for finding in found:
+        listed = all(isinstance(name, str) for name in finding["where"])
+        _expect(listed, "a finding is nowhere that has a name")
+        _expect(all(map(_finite, finding["numbers"].values())), "a number of a finding is none")
+    return [finding for finding in found if finding["severity"] in SEVERITIES]
 
 
 def _units(payload: Payload) -> Payload:
@@ -119,6 +134,11 @@ def _fields(record: Any, kinds: Mapping[str, type]) -> None:
     for name, kind in kinds.items():
         value = record.get(name)
         _expect(_whole(value) if kind is int else type(value) is kind, f"{name} is {value!r:.99}")
+
+
+def _finite(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (number and abs(value) <= sys.float_info.max)  # type: ignore[arg-type]
 
 
 def _whole(value: object) -> bool:

@@ -11,8 +11,9 @@ import math
 from typing import Any
 
 from deadwatch.errors import DeadwatchError
-from deadwatch.records import SiteReport, State, WindowReport
+from deadwatch.records import Finding, SiteReport, State, WindowReport
 from deadwatch.show.archive import average
+from deadwatch.show.findings import NOTHING, counted, grouped, reason_of
 from deadwatch.show.texts import printable
 
 COLOURS = {
@@ -44,7 +45,7 @@ def html_of(report: WindowReport) -> str:
         f"{_escaped(_title(report, len(sites)))}</div>{_legend(sites)}"
         '<table style="border-collapse:collapse;margin:4px 0">'
         f'<thead><tr><th style="{_NAME}">site</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        f"{_told(report)}</div>"
+        f"{_told(report)}{_advice(report)}</div>"
     )
 
 
@@ -116,6 +117,29 @@ def _told(report: WindowReport) -> str:
     if len(lines) > MOST:
         lines[MOST:] = [f"and {len(lines) - MOST:,} more treatments, refusals and notes"]
     return "".join(f'<div style="opacity:.8">{_escaped(line)}</div>' for line in lines)
+
+
+def _advice(report: WindowReport) -> str:
+    """What advice there is, the most severe first; the reason is a click away."""
+    if not report.advised:
+        return ""
+    if not report.findings:
+        return f'<div style="margin:6px 0">{_escaped(NOTHING)}</div>'
+    findings = [finding for group in grouped(report.findings) for finding in group]
+    shown = "".join(_finding(finding) for finding in findings[:MOST])
+    more = f"<div>and {len(findings) - MOST:,} more</div>" if len(findings) > MOST else ""
+    title = _escaped(f"Advice: {counted(findings)}.")
+    return f'<div style="margin:6px 0"><b>{title}</b>{shown}{more}</div>'
+
+
+def _finding(finding: Finding) -> str:
+    code = "\n".join(map(_escaped, finding.code.splitlines()))
+    fix = f'<pre style="margin:2px 0 2px 24px;text-align:left">{code}</pre>' if code else ""
+    why = f"<div>{_escaped(reason_of(finding))}</div>" if reason_of(finding) else ""
+    return (
+        f'<details style="text-align:left"><summary>{_escaped(str(finding))}</summary>'
+        f"{why}</details>{fix}"
+    )
 
 
 def _escaped(text: str) -> str:

@@ -208,6 +208,23 @@ class Run:
         return list(told[-1]) if told else []
 
     @cached_property
+    def findings(self) -> list[dict[str, Any]] | None:
+        """What advice there is in the last window that has any; None if none was asked for.
+
+        Each has the index of the ``window`` in which it was first told. It is the same finding as
+        long as its rule and where it applies are the same; figures change.
+        """
+        first: dict[tuple[str, ...], int] = {}
+        found: list[dict[str, Any]] | None = None
+        for payload in self._events:
+            if "findings" in payload.head:
+                told = payload.head["findings"]
+                for finding in told:
+                    first.setdefault(_place(finding), payload.head["window"])
+                found = [{**finding, "window": first[_place(finding)]} for finding in told]
+        return found
+
+    @cached_property
     def _events(self) -> list[Payload]:
         return [p for p in self._joined(EVENTS) if p.head["window"] in self.position]
 
@@ -307,6 +324,10 @@ def _refused(refusal: Mapping[str, Any]) -> str:
     units = len(refusal["units"])
     what = f"{refusal['remedy']} refused on {units} units of {refusal['site']}"
     return f"{what}: {refusal['reason']}"
+
+
+def _place(finding: Mapping[str, Any]) -> tuple[str, ...]:
+    return finding["id"], *finding["where"]
 
 
 def _key(treatment: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -120,7 +120,9 @@ def _location(finding: Finding, place: Place | None) -> dict[str, Any]:
             "region": {"startLine": place.line},
         }
     if finding.where:
-        found["logicalLocations"] = [{"fullyQualifiedName": name} for name in finding.where]
+        found["logicalLocations"] = [
+            {"fullyQualifiedName": name} for name in dict.fromkeys(finding.where)
+        ]
     return found
 
 

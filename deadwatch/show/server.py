@@ -72,7 +72,7 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
 
     def get_plugin_apps(self) -> dict[str, Application]:
         """The routes, under the plugin's own."""
-        answers = {"overview": self._overview, "table": self._table}
+        answers = {"overview": self._overview, "table": self._table, "findings": self._findings}
         answers |= {"units": self._units, "unit": self._unit, "runs": self._names}
         return {"/index.js": script} | {f"/{n}": _answering(a) for n, a in answers.items()}
 
@@ -87,6 +87,9 @@ class Plugin(TBPlugin):  # type: ignore[misc]  # TensorBoard has no types
 
     def _table(self, request: Request) -> Any:
         return documents.table(self._run(request))
+
+    def _findings(self, request: Request) -> Any:
+        return documents.findings(self._run(request))
 
     def _units(self, request: Request) -> Any:
         run = self._run(request)

@@ -11,8 +11,11 @@
   the highest dead ratio, or null; ``states``: units by state in the window of ``now``;
   ``open_fraction``, ``mean``, ``std``, ``sparsity``, ``dormant``, ``wasted`` (elements of
   parameters that make dead units or read them): as last measured, or null;
-  ``advice``: a sentence on its dead units, or null; ``treated``: how many units were treated,
-  again and again included; ``last``: the last treatment, and its ``result`` if it was worked out;
+  ``advice``: a sentence on its dead units, or null; ``findings``: ids of the findings there;
+  ``treated``: how many units were treated, again and again included; ``last``: the last treatment,
+  and its ``result`` if it was worked out;
+- ``findings``: the advice that stands at the end, as `deadwatch.show.findings.plain` describes it,
+  each with the ``window`` in which it was first told; null where no advice was asked for;
 - ``treatments``, ``outcomes``, ``notes``: all there were, ``units`` being their numbers;
 - ``damaged``: records that could not be read; ``cut``: files that could not be read to their end.
 
@@ -54,6 +57,7 @@ def _run(found: Found) -> Document:
         "treatments": run.treatments,
         "outcomes": run.outcomes,
         "notes": run.notes,
+        "findings": documents.findings(run)["findings"] if run.findings is not None else None,
         "damaged": run.damaged,
         "cut": list(found.cut),
     }

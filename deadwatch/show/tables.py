@@ -17,6 +17,7 @@ from typing import Any
 from deadwatch.records import SiteReport, State, WindowReport
 from deadwatch.show.archive import average
 from deadwatch.show.console import outcome_rows
+from deadwatch.show.findings import told
 from deadwatch.show.markdown import markdown
 from deadwatch.show.texts import printable
 
@@ -71,12 +72,14 @@ def _figure(value: float, form: str) -> str:
 
 
 def end_of_run(report: WindowReport) -> str:
-    """What a fit leaves on the terminal: the sites of its last window, what came of remedies."""
+    """What a fit leaves on the terminal: its last window, what came of remedies, and advice."""
     title = f"deadwatch, last window: {_ratio(report)}"
     text = text_of(sites_table(report, title, MOST))
     if report.outcomes:
         header, *rows = outcome_rows(report.outcomes)
         text += "\n" + text_of(Table("deadwatch, what came of each remedy:", header, rows))
+    if report.advised:
+        text += "\n" + told(report.findings)
     return text
 
 

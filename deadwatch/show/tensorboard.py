@@ -6,6 +6,7 @@ Tags, with one curve per site under each:
 - ``deadwatch/mean/<site>``, ``deadwatch/std/<site>``: pre-activation, averaged over units.
 - ``deadwatch/open_fraction/<site>``: share of open gates.
 - ``deadwatch/treatments``: what was treated, refused and undone, as text.
+- ``deadwatch/findings``: what advice there is that was not there before, as text.
 - ``deadwatch/outcomes``: what came of each remedy so far, as a table.
 - ``deadwatch/layers``: sites × windows, coloured by dead ratio, as a picture; light grey is what
   was not judged. ``deadwatch/layers_rows``: which row is which site.
@@ -17,19 +18,21 @@ What was not measured has no point: missing is never zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from deadwatch.errors import ConfigError
-from deadwatch.records import Outcome, SiteReport, WindowReport
+from deadwatch.records import Finding, Outcome, SiteReport, WindowReport
 from deadwatch.show.archive import PLUGIN, VERSION, Archivist, average, tag
 from deadwatch.show.console import outcome_rows
+from deadwatch.show.findings import key_of, numbers_of, reason_of
 from deadwatch.show.markdown import code, literal, markdown
 from deadwatch.show.picture import History
-from deadwatch.show.texts import encodable
+from deadwatch.show.texts import encodable, printable
 
 MODEL_TAG = "deadwatch/dead_ratio"
 TREATMENTS_TAG = "deadwatch/treatments"
+FINDINGS_TAG = "deadwatch/findings"
 OUTCOMES_TAG = "deadwatch/outcomes"
 PICTURE_TAG, ROWS_TAG = "deadwatch/layers", "deadwatch/layers_rows"
 
@@ -79,6 +82,7 @@ class TensorBoardView:
         self._writer = writer
         self._laid_out = False
         self._outcomes: tuple[Outcome, ...] = ()
+        self._told: set[tuple[str, ...]] = set()
         self._archivist = Archivist()
         self._history = History()
         self._named = 0
@@ -122,6 +126,10 @@ class TensorBoardView:
         text = treatments_text(report)
         if text:
             self._writer.add_text(TREATMENTS_TAG, encodable(text), step)
+        new = [finding for finding in report.findings if key_of(finding) not in self._told]
+        if new:
+            self._told |= {key_of(finding) for finding in new}
+            self._writer.add_text(FINDINGS_TAG, encodable(findings_text(new)), step)
         if report.outcomes != self._outcomes:
             self._outcomes = report.outcomes
             self._writer.add_text(OUTCOMES_TAG, encodable(outcomes_text(report)), step)
@@ -169,6 +177,26 @@ def treatments_text(report: WindowReport) -> str:
     ]
     lines += [f"- {literal(note)}" for note in report.notes]
     return "\n".join(lines)
+
+
+def findings_text(findings: Sequence[Finding], most: int = 50) -> str:
+    """Findings as Markdown, the first of them in full."""
+    texts = [_finding_text(finding) for finding in findings[:most]]
+    if len(findings) > most:
+        texts.append(f"and {len(findings) - most} more")
+    return "\n\n".join(texts)
+
+
+def _finding_text(finding: Finding) -> str:
+    parts = [f"**{literal(finding.id)} {finding.severity}: {literal(finding.title)}**"]
+    parts.append(literal(f"{finding.message.removesuffix('.')}."))
+    if finding.numbers:
+        parts.append(f"Measured: {literal(numbers_of(finding))}.")
+    if reason_of(finding):
+        parts.append(literal(reason_of(finding)))
+    # An indented block holds whatever is in it; a fenced one ends at the next fence.
+    lines = [f"    {printable(line)}" for line in finding.code.splitlines()]
+    return "\n\n".join([*parts, "\n".join(lines)] if lines else parts)
 
 
 def outcomes_text(report: WindowReport) -> str:

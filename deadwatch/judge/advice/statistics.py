@@ -24,16 +24,17 @@ _FEW = 16  # samples of each feature that make a mean
 GROWTH = 4.0
 """Times by which pre-activations may grow, or shrink, from layer to layer of a chain."""
 
-LARGE = 1e4
-"""A usual pre-activation from which half precision, which ends at 65 504, is near its end."""
+LARGE = 1e3
+"""A usual pre-activation that is too large; in healthy networks it is below 10, and half precision
+ends at 65 504."""
 
-SHUT = (0.2, 0.5)
+SHUT = (0.1, 0.3)
 """Share of a sigmoid's or tanh's gates that are closed from which on it is told, and a warning."""
 
 COMA = (0.1, 0.3)
 """The same for the share of units that never leave a flat tail."""
 
-FADED = 1e-4
+FADED = 1e-5
 """Gradient at one end of a network, relative to the other, from which on it is a warning."""
 
 
@@ -189,7 +190,9 @@ def fading(facts: Facts) -> Iterator[Hit]:
     for site, norm in known:
         if not math.isfinite(norm) or norm == 0:
             what = "no gradient comes back to" if norm == 0 else "the gradient is not finite at"
-            severity: Severity = "warning" if norm == 0 else "error"
+            # Layers that begin at zero let nothing through in the very first steps.
+            silent: Severity = "info" if facts.fresh else "warning"
+            severity: Severity = silent if norm == 0 else "error"
             code = "# look at the layers behind it: one of them passes nothing on"
             yield Hit(severity, (site.name,), f"{what} {site.name}", {"norm": norm}, code)
     alive = [(site, norm) for site, norm in known if norm and math.isfinite(norm)]

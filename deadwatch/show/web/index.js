@@ -1,8 +1,8 @@
 // The tab "Dead neurons", and the report: pictures of runs, drawn from plain documents.
 //
 // `render()` is what TensorBoard calls in the plugin's frame; `show(root, source)` draws anywhere.
-// A source answers runs(), overview(run), table(run), units(run, site, first, last) and
-// unit(run, site, unit): the tab's from the server, the report's from documents it carries along.
+// A source answers runs(), overview(run), table(run), findings(run), units(run, site, first, last)
+// and unit(run, site, unit): the tab's from the server, the report's from what it carries along.
 //
 // Names of runs, sites and remedies are data: they become text nodes and canvas text, never markup.
 // What was not measured is hatched, grey or a gap, never drawn as zero. A cell that stands for
@@ -32,6 +32,7 @@ export function served() {
     runs: () => get("runs"),
     overview: (run) => get("overview", { run }),
     table: (run) => get("table", { run }),
+    findings: (run) => get("findings", { run }),
     units: (run, site, first, last) =>
       get("units", last === undefined ? { run, site } : { run, site, first, last }),
     unit: (run, site, unit) => get("unit", { run, site, unit }),
@@ -52,6 +53,7 @@ export function embedded(docs) {
     runs: async () => ({ runs: docs.runs }),
     overview: async (run) => find("overview", run),
     table: async (run) => find("table", run),
+    findings: async (run) => find("findings", run),
     units: async (run, site) => find("units", run, site),
     unit: async (run, site, unit) => find("unit", run, site, String(unit)),
   };
@@ -60,6 +62,7 @@ export function embedded(docs) {
 const WORDS = {
   overview: "the picture",
   table: "the table",
+  findings: "the advice",
   units: "the units",
   unit: "the figures of a unit",
 };
@@ -94,6 +97,7 @@ const THEMES = {
   light: {
     page: "#ffffff", ink: "#1b2329", muted: "#5f6c76", line: "#dde3e8", soft: "#f4f6f8",
     accent: "#0b5cad", focus: "#0b5cad", mark: "#ffffff", rim: "#10202c", warn: "#8a3b00",
+    error: "#921a53", warned: "#ee7a33",
     zero: "#dce6ec", hatch: "#c3ccd3", unseen: "#f0f2f4",
     ramp: ["#ffdf8f", "#fdb64f", "#ee7a33", "#cf3f3a", "#921a53", "#3a0b3d"],
     alive: ["#123f66", "#93cff4"], revived: ["#00553d", "#63dcb4"],
@@ -103,6 +107,7 @@ const THEMES = {
   dark: {
     page: "#1f2327", ink: "#e6ebef", muted: "#9aa7b1", line: "#3a4249", soft: "#282d32",
     accent: "#7cc0ff", focus: "#7cc0ff", mark: "#ffffff", rim: "#000000", warn: "#ffb27a",
+    error: "#fdf6a8", warned: "#f5812f",
     zero: "#2f3d49", hatch: "#56616a", unseen: "#262a2f",
     ramp: ["#8a3383", "#c2456f", "#d9494a", "#f5812f", "#fdbb3f", "#fdf6a8"],
     alive: ["#123a5c", "#93cff4"], revived: ["#00553d", "#63dcb4"],
@@ -286,6 +291,20 @@ const STYLE = `
 .dw-pin { position: relative; margin: 14px 0 0; overflow-x: auto; overflow-y: hidden; }
 .dw-pin header { display: flex; gap: 14px; align-items: baseline; }
 .dw-chart { position: relative; }
+.dw-findings { list-style: none; margin: 0; padding: 0; max-width: 920px; }
+.dw-findings li { border-left: 4px solid var(--line); margin: 0 0 14px; padding: 2px 0 2px 14px;
+  overflow-wrap: anywhere; }
+.dw-findings li[data-severity="error"] { border-color: var(--error); }
+.dw-findings li[data-severity="warning"] { border-color: var(--warned); }
+.dw-findings h3 { font-size: 13px; font-weight: 600; margin: 0 0 2px; }
+.dw-findings p { margin: 2px 0; }
+.dw-findings .dw-where { display: flex; flex-wrap: wrap; gap: 2px 12px; }
+.dw-findings .dw-where button { border: 0; padding: 0; color: var(--accent); text-align: left; }
+.dw-fix { position: relative; margin: 4px 0; }
+.dw-fix pre { margin: 0; padding: 7px 84px 7px 10px; background: var(--soft); border-radius: 6px;
+  overflow-x: auto; font: 12px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
+.dw-fix button { position: absolute; right: 5px; top: 4px; background: var(--page);
+  padding: 1px 9px; }
 .dw-said { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 `;
 
@@ -305,7 +324,8 @@ function followTheme(root, redraw) {
     paints = prepared();
     root.dataset.theme = dark ? "dark" : "light";
     root.style.colorScheme = dark ? "dark" : "light";
-    for (const name of ["page", "ink", "muted", "line", "soft", "accent", "focus", "warn"])
+    for (const name of ["page", "ink", "muted", "line", "soft", "accent", "focus", "warn", "error",
+      "warned"])
       root.style.setProperty(`--${name}`, theme[name]);
     redraw();
   };
@@ -1383,8 +1403,14 @@ const COLUMNS = [
     (row) => (row.last ? treatmentWords(row.last) : "–"), true],
   ["Its result", (row) => (row.last ? (row.result?.revived ?? 0) / row.last.units : null),
     (row) => resultWords(row.result), true],
-  ["Advice", (row) => row.advice || null, (row) => row.advice || "–", true],
+  ["Advice", (row) => adviceWords(row) || null, (row) => adviceWords(row) || "–", true],
 ];
+
+/** What to do about a layer: a sentence on its dead units, and the ids of findings on it. */
+function adviceWords({ advice, findings = [] }) {
+  const ids = [...new Set(findings)].join(", ");
+  return [advice, ids && `See Advice: ${ids}.`].filter(Boolean).join(" ");
+}
 
 const ROWS = 200;
 
@@ -1469,6 +1495,128 @@ class Table {
   }
 }
 
+// ── advice ──────────────────────────────────────────────────────────────────────────────
+
+/** [severity, one, several, a shape that tells it without colours] */
+const GRADES = [["error", "error", "errors", "■"], ["warning", "warning", "warnings", "▲"],
+  ["info", "worth knowing", "worth knowing", "○"]];
+
+const FINDINGS = 100;
+
+const MISSING_ADVICE = "No advice was asked for in this run. Watch(…, advice=True) and "
+  + "DeadWatch(advice=True) give it; deadwatch scan does before training.";
+
+/** What was looked at, where nothing was found. */
+function lookedAt(doc) {
+  if (!doc.asked) return MISSING_ADVICE;
+  return `Nothing was found that lets units die. Looked at were ${plural(doc.sites, "layer")} with `
+    + `${plural(doc.judged, "judged unit")} in the last of ${plural(doc.windows, "window")}.`;
+}
+
+class Advice {
+  constructor(on) {
+    this.on = on;
+    this.hidden = new Set(); // severities that are not shown
+    this.all = false;
+    this.entries = [];
+    this.filters = h("span", { class: "dw-two", role: "group", "aria-label": "Severities shown" });
+    this.list = h("ul", { class: "dw-findings", "aria-label": "Findings" });
+    this.more = h("p", { class: "dw-muted" });
+    this.about = h("div", { class: "dw-muted" });
+    this.root = h("section", { hidden: true, "aria-label": "Advice" },
+      h("div", { class: "dw-bar" }, this.filters), this.about, this.list, this.more);
+  }
+
+  /** `docs`: one a run, as [run, document, names of its layers]. */
+  set(docs) {
+    const several = docs.length > 1;
+    const entries = docs.flatMap(([run, doc, sites]) =>
+      doc.findings.map((finding) => ({ finding, run: several ? run : null, sites })));
+    const grade = ({ finding }) => GRADES.findIndex(([severity]) => severity === finding.severity);
+    this.entries = entries.sort((a, b) => grade(a) - grade(b)
+      || a.finding.id.localeCompare(b.finding.id));
+    this.empty = docs.filter(([, doc]) => !doc.findings.length)
+      .map(([run, doc]) => `${several ? `${run}: ` : ""}${lookedAt(doc)}`);
+    this.draw();
+  }
+
+  shown() {
+    return this.entries.filter(({ finding }) => !this.hidden.has(finding.severity));
+  }
+
+  draw() {
+    const focused = document.activeElement?.dataset?.key;
+    const found = this.shown();
+    const few = this.all ? found : found.slice(0, FINDINGS);
+    this.filters.replaceChildren(...GRADES.flatMap((grade) => this.filter(grade)));
+    this.about.replaceChildren(...this.empty.map((line) => h("p", {}, line)));
+    this.list.replaceChildren(...few.map((entry, at) => this.item(entry, at)));
+    this.more.replaceChildren();
+    if (found.length < this.entries.length)
+      this.more.append(`${count(found.length)} of ${plural(this.entries.length, "finding")}. `);
+    if (few.length < found.length)
+      this.more.append(`The first ${count(few.length)} are shown. `,
+        h("button", { onclick: () => { this.all = true; this.draw(); } }, "Show all"));
+    if (focused && !document.activeElement?.dataset?.key)
+      [...this.root.querySelectorAll("[data-key]")].find((b) => b.dataset.key === focused)?.focus();
+  }
+
+  filter([severity, one, several, shape]) {
+    const there = this.entries.filter(({ finding }) => finding.severity === severity).length;
+    if (!there) return [];
+    const words = `${shape} ${count(there)} ${there === 1 ? one : several}`;
+    return [h("button", { "data-severity": severity, "data-key": severity,
+      "aria-pressed": String(!this.hidden.has(severity)), onclick: () => {
+        if (!this.hidden.delete(severity)) this.hidden.add(severity);
+        this.draw();
+        this.on.said(`${plural(this.shown().length, "finding")} shown.`);
+      } }, words)];
+  }
+
+  item({ finding, run, sites }, at) {
+    const [, word, , shape] = GRADES.find(([severity]) => severity === finding.severity);
+    const since = `since window ${finding.window}`;
+    const numbers = Object.entries(finding.numbers).map(([name, value]) =>
+      `${name.replaceAll("_", " ")} ${value === null ? "not finite" : figure(value)}`);
+    const reason = [finding.reason, finding.source && `(${finding.source})`].filter(Boolean);
+    return h("li", { "data-severity": finding.severity },
+      h("h3", {}, `${shape} ${finding.id} ${word}: ${finding.title}`),
+      h("p", {}, finding.message),
+      finding.where.length ? h("p", { class: "dw-where" }, h("span", { class: "dw-muted" }, "at"),
+        ...finding.where.map((name, n) => this.place(name, sites, at, n))) : null,
+      h("p", { class: "dw-muted" }, [run, since, ...numbers].filter(Boolean).join(" · ")),
+      reason.length ? h("p", {}, reason.join(" ")) : null,
+      finding.code ? this.fix(finding.code, at) : null);
+  }
+
+  place(name, sites, at, n) {
+    if (!sites.has(name)) return h("span", { class: "dw-muted" }, name);
+    return h("button", { "data-key": `${at} ${n}`, onclick: () => this.on.open(name) }, name);
+  }
+
+  /** The fix, and a button that copies exactly what is shown: nothing invisible goes along. */
+  fix(code, at) {
+    const text = code.split("\n").map(visible).join("\n");
+    const pre = h("pre", { tabindex: "0", "aria-label": "Fix" });
+    pre.textContent = text;
+    const copy = async () => this.on.said(await copied(pre, text));
+    return h("div", { class: "dw-fix" }, pre,
+      h("button", { "data-key": `copy ${at}`, onclick: copy }, "Copy"));
+  }
+}
+
+/** Copy a text, or select it where the page may not: over plain HTTP from another machine. */
+async function copied(element, text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return "Copied.";
+  } catch {
+    getSelection().selectAllChildren(element);
+    const done = document.execCommand("copy");
+    return done ? "Copied." : "Selected; the copy keys of the browser copy it.";
+  }
+}
+
 // ── everything together ─────────────────────────────────────────────────────────────────
 
 const SECONDS = 10;
@@ -1480,8 +1628,9 @@ class App {
     this.runs = [];
     this.stamps = {};
     this.shown = [];
-    this.docs = new Map(); // run → {stamp, overview, table}
+    this.docs = new Map(); // run → {stamp, overview, table, findings}
     this.site = null; // the layer whose units are shown
+    this.advised = false; // whether advice is shown, or will be when the layer is closed
     this.unitDocs = new Map(); // run → document
     this.zooms = { layers: null, units: null };
     this.pins = [];
@@ -1510,12 +1659,14 @@ class App {
     });
     this.pinActions = { ...actions, unpin: (unit) => this.unpin(unit), back: () => this.back() };
     this.table = new Table({ open: (site) => this.open(site, true) });
+    this.advice = new Advice({ ...actions, open: (site) => this.open(site, true) });
     this.said = h("div", { class: "dw-said", "aria-live": "polite", role: "status" });
     this.tooltip = h("div", { class: "dw-tip", role: "tooltip", hidden: true });
     this.status = h("p", { class: "dw-status", role: "alert" });
     this.runBox = h("div", { class: "dw-runs", role: "group", "aria-label": "Runs" });
-    this.root = h("main", { class: "dw" }, h("div", { class: "dw-bar" }, this.runBox), this.status,
-      this.layersView(), this.unitsView(), this.tooltip, this.said);
+    this.root = h("main", { class: "dw" },
+      h("div", { class: "dw-bar" }, this.viewsBar(), this.runBox), this.status,
+      this.layersView(), this.unitsView(), this.advice.root, this.tooltip, this.said);
     const style = h("style");
     style.textContent = STYLE;
     root.append(style, this.root);
@@ -1523,6 +1674,13 @@ class App {
     document.documentElement.lang ||= "en";
     window.addEventListener("resize", () => this.draw());
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.back());
+  }
+
+  viewsBar() {
+    const view = (name) => h("button", { "data-view": name, onclick: () =>
+      this.turnTo(name === "advice") });
+    this.views = [view("layers"), view("advice")];
+    return h("span", { class: "dw-two", role: "group", "aria-label": "Views" }, ...this.views);
   }
 
   layersView() {
@@ -1557,9 +1715,9 @@ class App {
     this.allUnits = h("button", { onclick: () => this.zoomUnits(null) }, "Show all units");
     this.unitsKey = h("div", { class: "dw-legend", "aria-label": "Legend" });
     this.pinBox = h("div");
+    this.closer = h("button", { onclick: () => this.close() });
     this.unitsBox = h("section", { hidden: true, "aria-label": "Units by windows" },
-      h("div", { class: "dw-bar" }, h("button", { onclick: () => this.close() }, "← All layers"),
-        this.title, this.allUnits), this.about,
+      h("div", { class: "dw-bar" }, this.closer, this.title, this.allUnits), this.about,
       this.unitsKey, this.units.root,
       h("p", { class: "dw-hint" }, "Click a unit to pin its pre-activation below; drag over rows to "
         + "zoom. Keys: arrows move, Enter pins, + and − zoom, Escape goes back."),
@@ -1620,15 +1778,20 @@ class App {
     await Promise.all(stale.map(async (run) => {
       const stamp = JSON.stringify(this.stamps[run]);
       const overview = await this.source.overview(run);
-      this.docs.set(run, { stamp, overview, table: this.docs.get(run)?.table });
+      const { table, findings } = this.docs.get(run) ?? {};
+      this.docs.set(run, { stamp, overview, table, findings });
     }));
     if (this.site && (stale.length || this.shown.some((run) => !this.unitDocs.has(run))))
       await this.loadUnits();
     if (stale.length) this.draw();
     await Promise.all(stale.map(async (run) => {
-      this.docs.get(run).table = await this.source.table(run);
+      const doc = this.docs.get(run);
+      [doc.table, doc.findings] =
+        await Promise.all([this.source.table(run), this.source.findings(run)]);
     }));
-    if (stale.length) this.drawTable();
+    if (!stale.length) return;
+    this.drawTable();
+    this.drawAdvice();
   }
 
   loadUnits() {
@@ -1682,6 +1845,13 @@ class App {
     this.drawTable();
   }
 
+  /** Show the advice, or the layers. */
+  turnTo(advised) {
+    [this.advised, this.site] = [advised, null];
+    this.tip(null);
+    this.draw();
+  }
+
   async open(site, focus) {
     [this.site, this.pins, this.unitDocs, this.zooms.units] = [site, [], new Map(), null];
     this.unitProblems = [];
@@ -1699,6 +1869,7 @@ class App {
     this.site = null;
     this.tip(null);
     this.draw();
+    if (this.advised) return void this.views[1].focus();
     const row = this.layers.model?.rows.findIndex(({ key }) => key === site);
     if (row >= 0) this.layers.cursor.row = row;
     this.layers.box.focus();
@@ -1707,6 +1878,10 @@ class App {
   back() {
     if (this.site && this.zooms.units) this.zoomUnits(null);
     else if (this.site) this.close();
+    else if (this.advised) {
+      this.turnTo(false);
+      this.views[0].focus();
+    }
   }
 
   zoomLayers(a, b) {
@@ -1802,10 +1977,12 @@ class App {
 
   draw() {
     if (!this.layers || !this.ready().length) return;
-    this.layersBox.hidden = Boolean(this.site);
+    this.layersBox.hidden = Boolean(this.site) || this.advised;
     this.unitsBox.hidden = !this.site;
+    this.advice.root.hidden = Boolean(this.site) || !this.advised;
+    this.drawAdvice();
     if (this.site) this.drawUnits();
-    else this.drawLayers();
+    else if (!this.advised) this.drawLayers();
     if (this.drawn) return;
     this.drawn = true;
     requestAnimationFrame(() => setTimeout(() => performance.mark("deadwatch:picture")));
@@ -1836,8 +2013,25 @@ class App {
     this.drawNotes(runs, docs);
   }
 
+  /** The advice if it is shown; how much of it there is always is. */
+  drawAdvice() {
+    const docs = this.ready().map((run) => [run, this.docs.get(run).findings])
+      .filter(([, doc]) => doc);
+    const harm = docs.flatMap(([, doc]) => doc.findings)
+      .filter(({ severity }) => severity !== "info").length;
+    const names = ["Layers", harm ? `Advice (${count(harm)})` : "Advice"];
+    this.closer.textContent = this.advised ? "← Advice" : "← All layers";
+    this.views.forEach((button, at) => {
+      button.textContent = names[at];
+      button.setAttribute("aria-pressed", String(Boolean(at) === this.advised));
+    });
+    if (this.site || !this.advised) return;
+    this.advice.set(docs.map(([run, doc]) =>
+      [run, doc, new Set(this.docs.get(run).overview.sites.map(({ name }) => name))]));
+  }
+
   drawTable() {
-    if (this.site) return;
+    if (this.site || this.advised) return;
     const wanted = this.filter.toLowerCase();
     const rows = this.ready().flatMap((run) =>
       (this.docs.get(run).table?.rows ?? []).map((row, order) => ({ ...row, run, order })));
@@ -1920,7 +2114,8 @@ class App {
     });
     return {
       app: this,
-      view: () => (this.site ? "units" : "layers"),
+      view: () => (this.site ? "units" : this.advised ? "advice" : "layers"),
+      findings: () => this.advice.shown().map(({ finding }) => finding),
       pins: () => this.pins.map((pin) => ({ unit: pin.unit, docs: pin.docs })),
       poll: (milliseconds) => {
         this.every = milliseconds;
