@@ -80,7 +80,7 @@ class Recipe(Generic[Arm]):
 
     def table(self, runs: Mapping[str, Sequence[Run]]) -> str:
         """A row for each arm."""
-        rows = [["", self.score, "dead at the end", "died of", "what advice warns of"]]
+        rows = [["", self.score, "dead at the end", "died of (DW5xx)", "advice warns of"]]
         for arm, some in runs.items():
             dead = spread([100 * run.dead for run in some], digits=0)
             scores = spread([run.score for run in some])
@@ -104,8 +104,11 @@ def died_of(runs: Sequence[Run]) -> str:
 
 
 def warned(runs: Sequence[Run]) -> str:
-    """The ids, with the number of runs that have them where not all do."""
-    ids = sorted({one for run in runs for one in run.advice})
+    """The ids, with the number of runs that have them where not all do.
+
+    Without the causes of death (DW5xx), which have a column of their own.
+    """
+    ids = sorted({one for run in runs for one in run.advice if not one.startswith("DW5")})
     counts = {one: sum(one in run.advice for run in runs) for one in ids}
     some = [one if n == len(runs) else f"{one} ({n} of {len(runs)})" for one, n in counts.items()]
     return ", ".join(some) or "–"
