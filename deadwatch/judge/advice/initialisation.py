@@ -193,9 +193,9 @@ def _arrived_dead(facts: Facts, site: Site, found: SiteReport) -> Hit:
     share, always = dead / judged, float((found.open_fraction >= 1).mean())
     expected = _expected(facts, site, found, (share + always) / 2)
     message = (
-        f"{dead} of {judged} units of {site.name} {are(dead)} closed for all "
-        f"{found.samples} elements ({percent(share)}), and {percent(always)} are open for all; by theory a symmetric "
-        f"initialisation gives {percent(expected)} of each"
+        f"{dead} of {judged} units of {site.name} {are(dead)} closed for all {found.samples} "
+        f"elements ({percent(share)}), and {percent(always)} are open for all; by theory a "
+        f"symmetric initialisation gives {percent(expected)} of each"
     )
     warn = found.harmful and leans(found)
     severity: Severity = "error" if dead == judged else "warning" if warn else "info"
