@@ -99,7 +99,7 @@ class Gauges:
         rows: By site.
         last_open: By site, the last step in which each unit's gate was seen open (C,), -1 if in
             none: as far as statistics are taken, on every n-th step.
-        rates: Learning rates at the window's first and last step, by number of the group.
+        rates: The lowest and the highest learning rate of each group of parameters.
     """
 
     updates: Mapping[str, Update] = field(default_factory=dict)
