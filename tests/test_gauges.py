@@ -352,17 +352,17 @@ def test_last_open_is_that_of_a_brute_force_record(every: int) -> None:
     assert last["act"][0] == -1
 
 
-def test_rates_are_those_of_the_first_and_the_last_step() -> None:
+def test_rates_are_the_lowest_and_the_highest_of_the_window() -> None:
     model = nets.mlp()
     groups = [{"params": model[0].parameters(), "lr": 1.0}, {"params": model[2].parameters()}]
     optimizer = torch.optim.SGD(groups, lr=0.5)
     with Watch(model, optimizer=optimizer, advice=True) as watch:
         for window in range(2):
-            for _ in range(3):
+            for rate in (1.0, 8.0, 2.0):
+                optimizer.param_groups[0]["lr"] = rate + window
                 model(nets.vectors())
                 watch.step()
-                optimizer.param_groups[0]["lr"] *= 0.5
-            expected = (0.125**window, 0.125**window / 4), (0.5, 0.5)
+            expected = (1.0 + window, 8.0 + window), (0.5, 0.5)
             assert gauges_of(watch.close_window()).rates == expected
         assert gauges_of(watch.peek()).rates == ()
 

@@ -92,7 +92,10 @@ class Gauging:
         if in_graph or any(state.sampled == step for state in states):
             self._openings.step(states, step)
         now = list(self._read_rates())
-        self._rates = now if self._rates is None else self._rates[0], now
+        least, most = self._rates or (now, now)
+        if len(now) != len(least):  # a group was added
+            least = most = now
+        self._rates = list(map(min, least, now)), list(map(max, most, now))
 
     @torch.inference_mode(False)
     def restart(self, model: nn.Module) -> None:
@@ -109,12 +112,11 @@ class Gauging:
 
     def read(self) -> Readings:
         """What was measured in this window so far. Waits for the device."""
-        first, last = self._rates or ([], [])
-        same = len(first) == len(last)
+        least, most = self._rates or ([], [])
         return Readings(
             inputs=self.inputs.fetch() if self.inputs is not None else {},
             last_open=self._openings.fetch() if self._openings is not None else {},
-            rates=tuple(zip(first, last, strict=True)) if same else (),
+            rates=tuple(zip(least, most, strict=True)),
             squares=self.gradients.fetch() if self.gradients is not None else {},
             layers=self.layers,
             moved=self._updates.fetch() if self._updates is not None else {},

@@ -19,7 +19,7 @@ from deadwatch.records import LayerInput
 T = TypeVar("T")
 
 Rates = tuple[list[float], list[float]]
-"""The learning rates at a window's first and last step."""
+"""The lowest and the highest learning rate of each group in a window."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class Entry:
         build: Makes it, with its own initialisation.
         batch: Makes a batch of the data that it was made for, as they are given to it.
         loss: What it is trained on.
-        lr: Learning rate that is usual for it.
+        lr: Learning rate that is usual for it; with SGD in proportion to the batch.
         optimizer: Makes the optimizer that is usual for it.
         sites: Whether it has any activation that can be watched.
     """

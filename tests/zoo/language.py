@@ -142,7 +142,10 @@ class T5Block(nn.Module):
 
 
 def t5(width: int = 128, depth: int = 3) -> nn.Module:
-    """A decoder of its blocks; embeddings have std 1, queries and keys share the scale's gain."""
+    """A decoder of its blocks; embeddings have std 1.
+
+    T5 has no 1/√d in its attention and smaller queries instead, which comes to the same.
+    """
     blocks = [T5Block(width, 4, 512) for _ in range(depth)]
     model = LanguageModel(width, False, nn.RMSNorm(width), *blocks)
     nn.init.normal_(model.head.weight, std=width**-0.5)

@@ -182,7 +182,7 @@ ENTRIES = {
         "arXiv:1409.1556; torchvision",
         lambda: vgg(16, True),
         images(320, 32),
-        lr=0.05,
+        lr=0.01,
         optimizer=sgd,
     ),
     "SqueezeNet": Entry("arXiv:1602.07360; torchvision", squeezenet, images(40, 64), lr=3e-4),

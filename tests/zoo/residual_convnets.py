@@ -169,7 +169,8 @@ class ScaledConv(nn.Conv2d):
         fan = self.weight[0].numel()
         variance, mean = torch.var_mean(self.weight, (1, 2, 3), keepdim=True, correction=0)
         weight = (self.weight - mean) * torch.rsqrt(fan * variance).clamp(max=1e4) * self.gain
-        return self._conv_forward(x, weight, self.bias)
+        out: Tensor = self._conv_forward(x, weight, self.bias)
+        return out
 
 
 GAIN = math.sqrt(2 / (1 - 1 / math.pi))  # makes the variance of a ReLU of a normal one
@@ -185,7 +186,8 @@ class NormFree(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.first(F.relu(x / self.beta) * GAIN)
-        return x + 0.2 * self.gain * self.second(F.relu(y) * GAIN)
+        out: Tensor = x + 0.2 * self.gain * self.second(F.relu(y) * GAIN)
+        return out
 
 
 class NFNet(nn.Module):
@@ -234,23 +236,23 @@ HE = "arXiv:1512.03385"
 PICTURES = images(80, 64)
 SMALL = images(32, 32)
 ENTRIES = {
-    "ResNet-18": Entry(HE, resnet18, PICTURES, lr=0.05, optimizer=sgd),
+    "ResNet-18": Entry(HE, resnet18, PICTURES, lr=0.03, optimizer=sgd),
     "ResNet-18, zero-init residual": Entry(
-        "arXiv:1706.02677", lambda: resnet18(True), PICTURES, lr=0.05, optimizer=sgd
+        "arXiv:1706.02677", lambda: resnet18(True), PICTURES, lr=0.03, optimizer=sgd
     ),
-    "ResNet-50": Entry(HE, resnet50, PICTURES, lr=0.05, optimizer=sgd),
+    "ResNet-50": Entry(HE, resnet50, PICTURES, lr=0.03, optimizer=sgd),
     "ResNet-50, zero-init residual": Entry("arXiv:1706.02677", lambda: resnet50(True), PICTURES),
     "ResNeXt-50": Entry("arXiv:1611.05431", lambda: resnet50(groups=8, wide=2), PICTURES),
     "SE-ResNet-18": Entry(
         "arXiv:1709.01507", lambda: resnet18(excite=True), images(320, 32), optimizer=adam
     ),
     "Pre-activation ResNet": Entry(
-        "arXiv:1603.05027", lambda: pre_activation((16, 32, 64), 3), SMALL, lr=0.05, optimizer=sgd
+        "arXiv:1603.05027", lambda: pre_activation((16, 32, 64), 3), SMALL, lr=0.025, optimizer=sgd
     ),
     "WideResNet-10-4": Entry(
         "arXiv:1605.07146", lambda: pre_activation((64, 128, 256), 1, 0.3), images(16, 32)
     ),
-    "DenseNet": Entry("arXiv:1608.06993", densenet, PICTURES, lr=0.05, optimizer=sgd),
+    "DenseNet": Entry("arXiv:1608.06993", densenet, PICTURES, lr=0.03, optimizer=sgd),
     "RepVGG": Entry("arXiv:2101.03697", repvgg, PICTURES),
     "NF-ResNet": Entry("arXiv:2101.08692", NFNet, PICTURES),
     "Fixup ResNet": Entry("arXiv:1901.09321", fixup, SMALL),

@@ -74,7 +74,8 @@ class GCN(nn.Module):
 
     def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
         x = F.relu(adjacency @ self.first(x) + self.bias)
-        return adjacency @ self.second(F.dropout(x, 0.5, self.training))
+        out: Tensor = adjacency @ self.second(F.dropout(x, 0.5, self.training))
+        return out
 
 
 def graph(generator: Generator) -> Batch:

@@ -199,9 +199,9 @@ def conv_mixer(width: int = 64, depth: int = 4) -> nn.Module:
 
 PICTURES = images(80, 64)
 ENTRIES = {
-    "MobileNetV2": Entry("arXiv:1801.04381", mobilenet_v2, PICTURES, lr=0.05, optimizer=sgd),
+    "MobileNetV2": Entry("arXiv:1801.04381", mobilenet_v2, PICTURES, lr=0.04, optimizer=sgd),
     "MobileNetV3": Entry("arXiv:1905.02244", mobilenet_v3, images(320, 64)),
-    "ShuffleNetV2": Entry("arXiv:1807.11164", shufflenet, PICTURES, lr=0.05, optimizer=sgd),
+    "ShuffleNetV2": Entry("arXiv:1807.11164", shufflenet, PICTURES, lr=0.04, optimizer=sgd),
     "EfficientNet": Entry("arXiv:1905.11946", efficientnet, images(320, 48)),
     "RegNet": Entry("arXiv:2003.13678", regnet, images(320, 48)),
     "ConvNeXt": Entry("arXiv:2201.03545", convnext, images(32, 64)),
