@@ -88,7 +88,12 @@ class Settings:
         """What is measured beside the activations; None for nothing."""
         if not (self.advice or self.gradients):
             return None
-        return Gauging(layers=self.advice, training=self.advice, rates=partial(rates, optimizers))
+        return Gauging(
+            layers=self.advice,
+            gradients=self.gradients,
+            training=self.advice,
+            rates=partial(rates, optimizers),
+        )
 
 
 _SWITCHES = {

@@ -257,21 +257,22 @@ def test_findings_of_harm_are_told_once_in_a_run() -> None:
     view(told(4, replace(torn, severity="error")))
     ratio = "16.7% dead (1/6 units, "
     assert lines == [
-        f"deadwatch window 0, step 9: {ratio}+1), most in act (1/4); "
-        "DW301 warning: act is torn by 0.5",
-        f"deadwatch window 3, step 39: {ratio}+0), most in act (1/4); "
-        "DW301 warning: DW301 is so at late",
-        f"deadwatch window 4, step 49: {ratio}+0), most in act (1/4); "
-        "DW301 error: act is torn by 0.5",
+        f"deadwatch window 0, step 9: {ratio}+1), most in act (1/4)\n"
+        "  advice: DW301 warning: act is torn by 0.5",
+        f"deadwatch window 3, step 39: {ratio}+0), most in act (1/4)\n"
+        "  advice: DW301 warning: DW301 is so at late",
+        f"deadwatch window 4, step 49: {ratio}+0), most in act (1/4)\n"
+        "  advice: DW301 error: act is torn by 0.5",
     ]
 
 
-def test_a_line_names_a_few_findings_and_counts_the_rest() -> None:
+def test_findings_of_one_rule_take_one_line_of_the_terminal() -> None:
     lines: list[str] = []
     ConsoleView(lines.append)(told(0, *(finding("DW1", "error", f"s{n}{EVIL}") for n in range(9))))
-    assert lines[0].count("DW1 error") == 5
-    assert lines[0].endswith("; and 4 more findings")
-    assert lines[0].isprintable()
+    first, advice = lines[0].split("\n")
+    assert advice.startswith("  advice: DW1 error: DW1 is so at s0")
+    assert advice.endswith(" (and 8 more)")
+    assert (first + advice).isprintable()
 
 
 def test_the_end_of_a_run_tells_the_advice_that_stands(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ b'). The evidence is weighed in this order:
 
 - it was never open: *birth*;
 - in the window in which it fell silent, one step moved its layer, or one before it, by more than
-  `LEAP` times what the others did, and it was not seen open after that step, nor silent long before
-  it; or all steps moved them by more than `RUSH`: *update*;
+  `LEAP` times what the others did, and it was last seen open at about that step; or all steps moved
+  them by more than `RUSH`: *update*;
 - its bias fell by at least half of what its mean fell: *bias*;
 - neither its row nor a layer before it moved much, and its mean fell all the same: *data*;
 - its row, or a layer before it, moved by `SWAY` and more: *weights*.
@@ -14,8 +14,10 @@ b'). The evidence is weighed in this order:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import get_args
 
 import numpy as np
@@ -33,24 +35,31 @@ RUSH = 0.1
 SWAY = 0.1
 """Share of itself by which a row may move in a window without that being what closed it."""
 
-_SLACK = 64
-"""Steps around an update within which a unit may have been seen open last, at least."""
+_FALL = 0.25
+"""Standard deviations by which a mean pre-activation has to fall to have closed a gate."""
+
+_BEFORE, _AFTER = 64, 16
+"""Steps before and after an update within which the units that it killed were seen open last: some
+are seen rarely, and what an update has thrown off course goes on falling for a while."""
 
 
 class Moved:
-    """How far the rows of all sites moved between the ends of the last two windows.
+    """How far the rows of all sites moved within the window that has ended, or the one before.
+
+    A unit that is silent in a window fell silent in the one before, or just as this one began.
 
     Args:
-        rows: The rows at the ends of these windows, the later last; fewer where fewer are known.
+        rows: The rows at the ends of these windows and of the one before them, the last one last;
+            fewer where fewer are known.
     """
 
     def __init__(self, rows: Sequence[Mapping[str, Rows]]) -> None:
-        earlier, later = (rows[0], rows[1]) if len(rows) > 1 else ({}, {})
-        self._moved = {
-            name: _distance(earlier[name], later[name])
-            for name in earlier
-            if name in later and later[name].sketch.shape == earlier[name].sketch.shape
-        }
+        self._moved: dict[str, Floats] = {}
+        for earlier, later in pairwise(rows if len(rows) > 2 else ()):
+            for name in earlier.keys() & later.keys():
+                if later[name].sketch.shape == earlier[name].sketch.shape:
+                    found = _distance(earlier[name], later[name])
+                    self._moved[name] = np.maximum(self._moved.get(name, found), found)
 
     def of(self, site: str, units: int) -> Floats:
         """By how much each row of a site moved, relative to it (C,); NaN if that is not known."""
@@ -58,14 +67,16 @@ class Moved:
         return np.full(units, np.nan) if found is None or len(found) != units else found
 
     def upstream(self, site: str, order: Sequence[str]) -> float:
-        """By how much the rows of a site before ``site`` moved: the median where that is most."""
-        before = order[: order.index(site)]
-        medians = [float(np.median(self._moved[name])) for name in before if name in self._moved]
-        return max(medians, default=0.0)
+        """By how much the rows of a site before ``site`` moved: the RMS where that is most."""
+        before = [name for name in order[: order.index(site)] if name in self._moved]
+        means = [math.sqrt(float(np.square(self._moved[name]).mean())) for name in before]
+        return max(means, default=0.0)
 
 
 def _distance(earlier: Rows, later: Rows) -> Floats:
-    apart = np.sqrt(np.square(later.sketch - earlier.sketch).sum(1))
+    """How far rows are apart, biases included, relative to them (C,)."""
+    sunk = np.nan_to_num(later.bias - earlier.bias)
+    apart = np.sqrt(np.square(later.sketch - earlier.sketch).sum(1) + np.square(sunk))
     found: Floats = apart / np.maximum(earlier.size, np.finfo(np.float32).tiny)
     return found
 
@@ -102,7 +113,7 @@ def causes_of(fall: Fall, update: Update | None) -> Ints:
     """
     drop = fall.before[:, 0] - fall.after[:, 0]
     sunk = fall.before[:, 3] - fall.after[:, 3]
-    known = np.isfinite(drop) & (drop > 0)
+    known = drop > _FALL * fall.before[:, 1]  # not where it is NaN
     still = ~(np.nan_to_num(fall.moved, nan=np.inf) >= SWAY) & (fall.upstream < SWAY)
     with np.errstate(invalid="ignore"):
         by_bias = known & (sunk >= 0.5 * drop)
@@ -120,8 +131,8 @@ def _by_update(fall: Fall, update: Update | None) -> Bools:
         return np.zeros(len(fall.born), np.bool_)
     if update.mean >= RUSH:
         return np.ones(len(fall.born), np.bool_)
-    early = fall.first >= update.peak_step - _SLACK
-    result: Bools = early & (fall.first <= update.peak_step) & (update.peak_step <= fall.last)
+    since = fall.first - update.peak_step
+    result: Bools = (since >= -_BEFORE) & (since <= _AFTER) & (update.peak_step <= fall.last)
     return result
 
 

@@ -96,7 +96,7 @@ class History:
     def follow(self, report: WindowReport) -> tuple[Death, ...]:
         """Take in a window; returns how the units that are dead in it have died."""
         gauges = report.gauges or Gauges()
-        moved = Moved(self._rows)
+        moved = Moved([*self._rows, gauges.rows])
         deaths: list[Death] = []
         for site in report.values():
             if site.samples:

@@ -19,6 +19,7 @@ from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.clock import Clock
 from deadwatch.observe.frames import Counting, CurrentFrame, Frame, is_redirected
 from deadwatch.observe.functions import FunctionalCall, Row
+from deadwatch.observe.gradients import Gradients
 from deadwatch.observe.hooks import is_real, is_running, no_dispatch_modes
 from deadwatch.observe.ingraph import InGraph
 from deadwatch.observe.layout import Layout, is_stock
@@ -52,6 +53,7 @@ class Calls:
         lookout: Keeps compiled code from running, while sites are looked for.
         traced: The parts whose wiring is known.
         meter: Measures what watching costs, while that decides how often moments are taken.
+        gradients: Measures the gradients at pre-activations, if that is asked for.
         given_up: Names of the places that are no longer observed.
         parallel: Whether the model is tensor parallel.
         frames: Counted frames of each module in this window, while functions are only looked for.
@@ -77,6 +79,7 @@ class Calls:
         self.lookout = Lookout(self.graph)
         self.tracer = Tracer(model)
         self.traced: set[nn.Module] = set()
+        self.gradients: Gradients | None = None
         self.given_up: set[str] = set()
         self.parallel = False
         self.clock = clock
@@ -328,7 +331,7 @@ class Calls:
             if not (is_real(source) and source.is_floating_point()):
                 return None
             z = pre_activation(module, source if type(source) is Tensor else local_of(source))
-            call = self._number(frame, place, base)
+            call = place.number(frame.calls, base, in_graph=self.graph.traced)
             name = call_name(base, call, self._layout.names)
             state = known(self.sites.get(name), source, z, parallel=self.parallel)
             if state is None:
@@ -346,19 +349,13 @@ class Calls:
             if self.graph.traced:
                 state.finite = None  # graphs add to it
             state.observe(z, self.clock.tick, self.clock.gap)
+            if self.gradients is not None and not self.graph.traced:
+                self.gradients.feel(state, source, self.clock.tick)
         with torch._C.DisableTorchFunction():  # but with gradients as they are
             if self._tracing is frame and source.ndim:
                 units = whole_units(source, state.units, state.share)
                 self.tracer.enter_site(name, source, state.dim_of(source), units)
         return state
-
-    def _number(self, frame: Frame, place: Place, base: str) -> int:
-        """Which call of a place within its frame this is."""
-        if self.graph.traced and place.several:
-            place.calls += 1  # compiled graphs count on from here
-            return place.calls
-        frame.calls[base] += 1
-        return frame.calls[base]
 
     def _observe_output(self, frame: Frame, place: Place, state: SiteState, output: Tensor) -> None:
         try:

@@ -14,6 +14,7 @@ from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.calls import Calls
 from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
+from deadwatch.observe.progress import Progress, as_one
 from deadwatch.observe.sites import Selection, readable
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Snapshot
@@ -128,7 +129,14 @@ def merged(saved: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "wiring": to_plain(knowledge),
         "traced": sorted({path for one in saved for path in one["traced"]}),
         "given_up": sorted({name for one in saved for name in one["given_up"]}),
+        "gauges": _gauges([one["gauges"] for one in saved]),
     }
+
+
+def _gauges(saved: Sequence[Mapping[str, Any] | None]) -> dict[str, Any] | None:
+    ranks = [from_plain(Progress, one) for one in saved if one is not None]
+    found: dict[str, Any] | None = to_plain(as_one(ranks)) if ranks else None
+    return found
 
 
 def _is_there(

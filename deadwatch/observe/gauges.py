@@ -5,16 +5,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.gradients import Gradients
 from deadwatch.observe.inputs import Inputs
 from deadwatch.observe.openings import Openings
+from deadwatch.observe.progress import Progress, Rates
 from deadwatch.observe.readings import Readings
-from deadwatch.observe.updates import Updates
+from deadwatch.observe.updates import Moved, Updates
+from deadwatch.plain import from_plain, to_plain
 
 
 class Gauging:
@@ -22,27 +26,31 @@ class Gauging:
 
     Args:
         layers: Whether to look at layers: their inputs, and the rows of their weights.
+        gradients: Whether to measure gradients at pre-activations.
         training: Whether to follow training: updates, openings, learning rates.
         rates: The learning rates of all groups now.
 
     Attributes:
         layers: Whether layers are looked at.
         inputs: What layers are given; None if that is not looked at.
+        gradients: The gradients at pre-activations; None if they are not measured.
     """
 
     def __init__(
         self,
         *,
         layers: bool = False,
+        gradients: bool = False,
         training: bool = False,
         rates: Callable[[], Sequence[float]] = list,
     ) -> None:
         self.layers = layers
         self.inputs = Inputs() if layers else None
+        self.gradients = Gradients() if gradients else None
         self._updates = Updates() if training else None
         self._openings = Openings() if training else None
         self._read_rates = rates
-        self._rates: tuple[list[float], list[float]] | None = None
+        self._rates: Rates | None = None
 
     # ── attaching ───────────────────────────────────────────────────────────────────────
 
@@ -75,6 +83,8 @@ class Gauging:
             states: What is kept of each site.
             in_graph: Whether compiled graphs took statistics in it.
         """
+        if self.gradients is not None:
+            self.gradients.fold()
         if self._updates is None or self._openings is None:
             return
         self._updates.step(step, model)
@@ -88,6 +98,8 @@ class Gauging:
     def restart(self, model: nn.Module) -> None:
         """Begin a window."""
         self._rates = None
+        if self.gradients is not None:
+            self.gradients.restart()
         if self._updates is not None and self._openings is not None:
             self._updates.restart()
             self._updates.follow(model)
@@ -103,6 +115,30 @@ class Gauging:
             inputs=self.inputs.fetch() if self.inputs is not None else {},
             last_open=self._openings.fetch() if self._openings is not None else {},
             rates=tuple(zip(first, last, strict=True)) if same else (),
+            squares=self.gradients.fetch() if self.gradients is not None else {},
             layers=self.layers,
             moved=self._updates.fetch() if self._updates is not None else {},
         )
+
+    # ── checkpoints ─────────────────────────────────────────────────────────────────────
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the gauges stand, in plain values. Waits for the device."""
+        read = self.read()
+        openings = self._openings.state_dict() if self._openings is not None else {}
+        found: dict[str, Any] = to_plain(
+            Progress(read.moved, read.squares, read.inputs, openings, self._rates)
+        )
+        return found
+
+    def load(self, saved: Mapping[str, Any], *, empty: bool = False) -> None:
+        """Go on from there; ``empty`` if another process has what adds up over processes."""
+        progress: Progress = from_plain(Progress, saved)
+        self._rates = progress.rates
+        if self.inputs is not None:
+            self.inputs.load(progress.inputs)
+        if self.gradients is not None and not empty:
+            self.gradients.load(progress.squares)
+        if self._updates is not None and self._openings is not None:
+            self._updates.load({name: Moved(*one) for name, one in progress.moved.items()})
+            self._openings.load(progress.openings, empty=empty)

@@ -110,7 +110,10 @@ class Inputs:
 
 @torch.no_grad()
 def centre_of(data: Tensor, dim: int) -> Tensor:
-    """‖mean‖ / ‖std‖ over the features along ``dim`` (); infinite where nothing varies."""
+    """‖mean‖ / ‖std‖ over the features along ``dim`` (), in single precision.
+
+    It is infinite where nothing varies.
+    """
     others = [axis for axis in range(-data.ndim, 0) if axis != dim]
     x = wide(data.detach())
     variance, mean = (
@@ -119,4 +122,4 @@ def centre_of(data: Tensor, dim: int) -> Tensor:
     size, spread = torch.linalg.vector_norm(mean), variance.sum().sqrt()
     # A deviation that is within the rounding of the mean is none.
     varies = spread > 4 * torch.finfo(x.dtype).eps * size
-    return torch.where(varies | spread.isnan(), size / spread, math.inf)
+    return torch.where(varies | spread.isnan(), size / spread, math.inf).float()

@@ -7,6 +7,7 @@ functions ``block-gelu``, ``block-gelu-2``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,6 +79,14 @@ class Place:
         return Site(
             name, path, call, candidate.activation, candidate.gate, functional=self.functional
         )
+
+    def number(self, calls: Counter[str], base: str, *, in_graph: bool) -> int:
+        """Which call of it within a frame, whose calls so far these are, this is."""
+        if in_graph and self.several:
+            self.calls += 1  # compiled graphs count on from here
+            return self.calls
+        calls[base] += 1
+        return calls[base]
 
     def start(self, site: Site, module: nn.Module, z: Tensor, dim: int) -> SiteState:
         """Begin a site of it, that is judged by the gate of ``module``."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from deadwatch.observe.gradients import Squares
 from deadwatch.observe.updates import Moved
 from deadwatch.records import Gauges, Rows, Update
 
@@ -16,10 +18,12 @@ class Readings(Gauges):
     Attributes:
         layers: Whether the rows of weights are to be looked at.
         moved: By name of a weight, what its updates come to.
+        squares: By site, what its gradients come to.
     """
 
     layers: bool = False
     moved: Mapping[str, Moved] = field(default_factory=dict)
+    squares: Mapping[str, Squares] = field(default_factory=dict)
 
 
 def gauges_of(readings: Readings, rows: Mapping[str, Rows]) -> Gauges:
@@ -31,6 +35,7 @@ def gauges_of(readings: Readings, rows: Mapping[str, Rows]) -> Gauges:
     return Gauges(
         updates=updates,
         inputs=readings.inputs,
+        gradients={n: math.sqrt(total / count) for n, (total, count) in readings.squares.items()},
         rows=rows,
         last_open=readings.last_open,
         rates=readings.rates,

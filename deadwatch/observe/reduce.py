@@ -8,6 +8,8 @@ one maximum (minima travel negated), 88 bytes a unit in all. Where units are due
 is a fifth, of two numbers: whether all ranks have treated alike. In a window in which ranks have
 met different sites, there are two more exchanges, of their news alone.
 
+What gauges measure travels in the same buffers, and their names with the news.
+
 Besides these: one broadcast of a seed at the start of a policy, one all-reduce whenever the guard
 looks at the loss (32 steps after a treatment it has done so six times), one a window while
 ``stats_every_n_steps="auto"`` has not found its interval. Sharded parameters of activation classes
@@ -29,7 +31,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from deadwatch.observe import stats
+from deadwatch.observe import merging, stats
+from deadwatch.observe.merging import keys_of, offered, offered_of
+from deadwatch.observe.merging import merged as merged_gauges
 from deadwatch.observe.remarks import FAILED, tell_alone
 from deadwatch.observe.roll import Roll, digest, number_of
 from deadwatch.observe.stats import STATISTICS
@@ -222,23 +226,31 @@ def _merged(snapshot: Snapshot, roll: Roll) -> Snapshot:
             missing[name] = roll.conflict(name)
         elif site.share.total or site.units:
             rows[name] = _row(site, lost=bool({name, site.base} & snapshot.missing.keys()))
-    found = dict(zip(rows, _exchanged(list(rows.values())), strict=True))
+            rows[name] |= offered_of(site, snapshot.gauges, roll.gauged)
+    first = snapshot.window.first_step
+    weights = offered(snapshot.gauges, roll.gauged, first, rank())
+    exchanged, weights = _exchanged(list(rows.values()), weights)
+    found = dict(zip(rows, exchanged, strict=True))
     merged = [_site(site, found.get(site.site.name)) for site in sites]
     missing |= {name: FAILED for name, row in found.items() if row["numbers"][2]}
     window = replace(snapshot.window, last_step=max(snapshot.window.last_step, steps - 1))
-    return Snapshot(window, tuple(merged), steps, missing)
+    gauges = merged_gauges(snapshot.gauges, roll.gauged, weights, found, first)
+    return Snapshot(window, tuple(merged), steps, missing, gauges)
 
 
 def _call(snapshot: Snapshot, roll: Roll) -> int:
     """Agree with the other ranks on the roll; returns the steps of the rank that took most."""
-    news = roll.news(snapshot.sites)
-    own = digest(news)
+    news, gauged = roll.news(snapshot.sites), keys_of(snapshot.gauges) - roll.gauged
+    own = number_of((digest(news), sorted(gauged))) if gauged else digest(news)
     most, least, steps = _largest(own, -own, snapshot.steps)
     if most == -least:
         roll.settle(news)
+        roll.gauged |= gauged
     else:
         first = _of_the_first(news)
-        roll.combine(first, every_rank(roll.answer(first, news)))
+        answers = every_rank((roll.answer(first, news), gauged))
+        roll.combine(first, [answer for answer, _ in answers])
+        roll.gauged = roll.gauged.union(*(keys for _, keys in answers))
     roll.told(snapshot.sites)
     return steps
 
@@ -284,20 +296,25 @@ def _flags(site: SiteSnapshot, data: Mapping[str, Any], place: slice) -> list[Bo
     return [*(data[name] for name in _FLAGS), sharp]
 
 
-def _exchanged(rows: list[_Row]) -> list[_Row]:
-    """The rows of all ranks in one, with the moments around their common centre."""
-    names = ("numbers", "samples", "count", "flags", "total", *_SUMS)
-    sums = _all_reduce(rows, names, dist.ReduceOp.SUM)
+def _exchanged(rows: list[_Row], weights: _Row) -> tuple[list[_Row], _Row]:
+    """The rows of all ranks in one, with the moments around their common centre.
+
+    Args:
+        rows: Those of the sites.
+        weights: What gauges tell of weights.
+    """
+    names = ("numbers", "samples", "count", "flags", "total", *_SUMS, *merging.SUMS)
+    *sums, told = _all_reduce([*rows, weights], names, dist.ReduceOp.SUM)
     for row, total in zip(rows, sums, strict=True):
         row["centre"] = total["total"] / np.maximum(total["finite"], 1)
         row["spread"] = row["m2"] + row["finite"] * np.square(row["mean"] - row["centre"])
     spreads = _all_reduce(rows, ("spread",), dist.ReduceOp.SUM)
-    extremes = ("age", *_MAXIMA, *(f"-{name}" for name in _MINIMA))
-    tops = _all_reduce(rows, extremes, dist.ReduceOp.MAX)
+    extremes = ("age", *_MAXIMA, *(f"-{name}" for name in _MINIMA), *merging.MAXIMA)
+    *tops, most = _all_reduce([*rows, weights], extremes, dist.ReduceOp.MAX)
     return [
         {**total, **top, "mean": row["centre"], "m2": spread["spread"]}
         for row, total, spread, top in zip(rows, sums, spreads, tops, strict=True)
-    ]
+    ], told | most
 
 
 def _site(site: SiteSnapshot, row: _Row | None) -> SiteSnapshot:

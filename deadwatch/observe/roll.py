@@ -49,11 +49,13 @@ class Roll:
         entries: By name, in the common order; the same on all ranks.
         said: What the others know this rank to know of each site.
         ranks: How many ranks there are.
+        gauged: What any of them has told of gauges; the same on all ranks.
     """
 
     entries: dict[str, Entry] = field(default_factory=dict)
     said: dict[str, Entry] = field(default_factory=dict)
     ranks: int = 1
+    gauged: set[tuple[str, str]] = field(default_factory=set)
 
     def news(self, sites: Iterable[SiteSnapshot]) -> list[Entry]:
         """What of this rank's sites is not known to all, or not as it is now."""

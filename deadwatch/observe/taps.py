@@ -81,7 +81,9 @@ class Taps:
             lambda: me._adjust(),
         )
         self._graph = self._calls.graph
-        self._calls.tracer.inputs = None if gauges is None else gauges.inputs
+        if gauges is not None:
+            self._calls.tracer.inputs = gauges.inputs
+            self._calls.gradients = gauges.gradients
         if self._clock.auto:
             self._calls.meter = Meter(next((p.device for p in model.parameters()), _HOST))
         self._attached = False
@@ -341,7 +343,8 @@ class Taps:
 
     def state_dict(self, measured: Snapshot | None = None) -> dict[str, Any]:
         """Where the run stands, in plain values; see `checkpoint.save`."""
-        return checkpoint.save(self._calls, self._model, measured)
+        gauges = None if self._gauges is None else self._gauges.state_dict()
+        return {**checkpoint.save(self._calls, self._model, measured), "gauges": gauges}
 
     def gather(self, roll: Roll, own: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Where each process stands, with what else is its ``own``; a collective call.
@@ -352,8 +355,8 @@ class Taps:
             return every_rank({**own, "taps": self.state_dict()})
         taps = self.state_dict(merge(self.read(), roll))
         known = {**taps, "sites": []}
-        if not alike(known):
-            taps = checkpoint.merged([taps, *every_rank(known)])
+        if not alike(known) or known["gauges"] is not None:  # which is as every rank has it
+            taps = checkpoint.merged([{**taps, "gauges": None}, *every_rank(known)])
         return [{**own, "taps": taps}]
 
     def share_out(self, ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -374,6 +377,8 @@ class Taps:
         checkpoint.load(saved, self._calls, self._layout, self._selection, self._model, empty=empty)
         if self._clock.every:
             self._calls.meter = None
+        if self._gauges is not None and saved["gauges"] is not None:
+            self._gauges.load(saved["gauges"], empty=empty)
         self._between_steps()
 
 

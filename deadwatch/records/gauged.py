@@ -128,8 +128,8 @@ class Death:
         steps: The first and last step between which they fell silent.
         before: Averages over the units when they were last open as usual: ``mean``, ``std``,
             ``open_fraction``, ``bias``; what was not measured is missing.
-        after: The same of the first window in which they were dead; and ``moved``, by how much
-            their rows moved in the window before, relative to themselves.
+        after: The same of the first window in which they were dead; and ``moved``, by how
+            much their rows and biases moved in that window or the one before, relative to the rows.
         rate: The largest learning rate in the window in which they fell silent; NaN if not known.
         weight: Name of the weight whose updates speak for ``"update"``; empty for another cause.
         update: What its updates were in that window.

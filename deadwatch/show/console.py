@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from deadwatch.errors import ConfigError
-from deadwatch.records import Outcome, WindowReport
-from deadwatch.show.findings import key_of
+from deadwatch.records import Finding, Outcome, WindowReport
+from deadwatch.show.findings import grouped, key_of
 from deadwatch.show.markdown import markdown
 from deadwatch.show.texts import printable, tell
 
@@ -47,7 +47,8 @@ class ConsoleView:
         if line is None and done:
             line = f"deadwatch window {report.window.index}, step {report.window.last_step}"
         if line is not None:
-            self._write(line + printable(done))
+            first, *advice = line.split("\n")
+            self._write("\n".join([first + printable(done), *advice]))
 
     def treated(self, report: WindowReport, when: str = "treated before it") -> None:
         """Remember what was treated or refused, for the line of the window that follows."""
@@ -66,29 +67,31 @@ class ConsoleView:
         )
 
     def line(self, report: WindowReport, when: str) -> str | None:
-        """A line if the number of dead units changed or there is something to tell, else None."""
+        """A line if the number of dead units changed or there is something to tell, else None.
+
+        Advice that is new has lines of its own below it.
+        """
         change = report.dead - self._dead
-        told = self._treated + self._new(report.notes) + self._found(report)
+        told, advice = self._treated + self._new(report.notes), self._found(report)
         self._dead, self._treated = report.dead, ""
-        if not change and not told:
+        if not change and not told and not advice:
             return None
         ratio = f"{report.dead_ratio:.1%} dead" if report.judged else "no unit could be judged"
         line = f"deadwatch {when}: {ratio} ({report.dead}/{report.judged} units, {change:+d})"
         if report.dead:
             worst = max(report.values(), key=lambda site: int(site.dead.sum()))
             line += f", most in {worst.site.name} ({int(worst.dead.sum())}/{worst.judged})"
-        return printable(line + told)
+        return "\n".join(map(printable, [line + told, *advice]))
 
-    def _found(self, report: WindowReport) -> str:
-        """Findings of harm that were not told before in this run."""
+    def _found(self, report: WindowReport) -> list[str]:
+        """Lines on findings of harm that were not told before in this run, one for each rule."""
         new = [
             finding
             for finding in report.findings
             if finding.at_least("warning") and key_of(finding) not in self._advised
         ]
         self._advised |= {key_of(finding) for finding in new}
-        told = "".join(f"; {finding}" for finding in new[:MOST])
-        return told + (f"; and {len(new) - MOST} more findings" if len(new) > MOST else "")
+        return [_told(group) for group in grouped(new)]
 
     def _new(self, texts: Iterable[str]) -> str:
         """Those texts that were not said before, whatever their figures."""
@@ -99,6 +102,11 @@ class ConsoleView:
         self._said |= new.keys()
         told = "".join(f"; {text}" for text in fresh[:MOST])
         return told + (f"; and {len(fresh) - MOST} more" if len(fresh) > MOST else "")
+
+
+def _told(group: Sequence[Finding]) -> str:
+    more = f" (and {len(group) - 1} more)" if len(group) > 1 else ""
+    return f"  advice: {group[0]}{more}"
 
 
 COLUMNS = ("units", "revived", "relapsed", "still_dead", "open", "undone", "written")

@@ -54,7 +54,7 @@ def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
         f"({listed(list(own))})"
     )
     if optimizer in ("SGD", "AdamW"):
-        message += f": {percent(pull)} of them in {HORIZON} steps by itself"
+        message += f", which takes {percent(pull)} off in {HORIZON} steps, gradients aside"
     if helped:
         message += f"; it pulls up the negative biases of {helped} dead units: leave it until then"
     severity: Severity = "warning" if pull >= PULL and not helped else "info"

@@ -172,7 +172,7 @@ def coma(facts: Facts) -> Iterator[Hit]:
             message = f"{units} of {found.judged} units of {site.name} ({site.activation}) never "
             message += "leave the flat tail"
             severity: Severity = "warning" if share >= COMA[1] else "info"
-            code = 'Policy(Recycle(), measure="saturated")'
+            code = 'Policy(Recycle(), when=0.3, measure="saturated")'
             yield Hit(severity, (site.name,), message, {"units": units, "share": share}, code)
 
 
