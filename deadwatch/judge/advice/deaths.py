@@ -97,7 +97,8 @@ def _born(death: Death) -> str:
     mean, spread = death.after.get("mean"), death.after.get("std")
     told = "never open in this run"
     if mean is not None and spread is not None:
-        told += f"; {_its(death)} pre-activations are {figure(mean)} on average and vary by {figure(spread)}"
+        told += f"; {_its(death)} pre-activations are {figure(mean)} on average"
+        told += f" and vary by {figure(spread)}"
     return told
 
 

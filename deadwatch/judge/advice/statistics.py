@@ -94,8 +94,8 @@ def _growing(sizes: list[tuple[Site, float]]) -> Iterator[Hit]:
     how = "grow" if growth > 1 else "shrink"
     factor = growth if growth > 1 else 1 / growth
     message = (
-        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from {figure(begin)} "
-        f"at {first.name} to {figure(end)} at {last.name}"
+        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from "
+        f"{figure(begin)} at {first.name} to {figure(end)} at {last.name}"
     )
     code = "# torch.nn.init.kaiming_normal_ for the weights, or norms between the layers"
     where = tuple(site.name for site, _ in sizes)
@@ -208,7 +208,8 @@ def _fading(norms: list[tuple[Site, float]]) -> Iterator[Hit]:
     if FADED < begin / end < 1 / FADED:
         return
     how = "vanishes" if begin < end else "explodes"
-    message = f"the gradient {how} on its way back: {figure(end)} at {last.name}, {figure(begin)} at {first.name}"
+    message = f"the gradient {how} on its way back: {figure(end)} at {last.name}, "
+    message += f"{figure(begin)} at {first.name}"
     numbers = {"ratio": begin / end, "largest_step": max(steps)}
     code = "# norms or skips between the layers, kaiming_normal_ weights, or clip_grad_norm_"
     yield Hit("warning", (first.name, last.name), message, numbers, code)
