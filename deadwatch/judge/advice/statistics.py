@@ -69,7 +69,8 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
     "DW402",
     "Pre-activations that explode or vanish",
     reason="Where each layer multiplies what it is given, the last ones see values that no bias "
-    "matters for, or nothing but biases; the gradient does the same on its way back.",
+    "matters for, or nothing but biases; the gradient does the same on its way back. ReLU and its "
+    "like have no upper end that would stop it.",
     source="Glorot & Bengio 2010, AISTATS; He et al. 2015, arXiv:1502.01852, section 2.2",
 )
 def growing(facts: Facts) -> Iterator[Hit]:
