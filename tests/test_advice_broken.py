@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import Finding, Watch, WindowReport, advise, scan
+from deadwatch import ConfigError, Finding, Watch, WindowReport, advise, scan
 from tests.advised import advised, by, deep, rows, signals
 
 
@@ -59,6 +59,27 @@ def test_no_theory_of_births_for_units_that_read_a_part_of_the_inputs() -> None:
     assert numbers["expected"] == (numbers["dead"] + numbers["always_open"]) / 2
 
 
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_what_is_no_list_of_patterns_is_refused(ignore: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a list of ids of findings, such as"):
+        advise(deep(1, 4), ignore=ignore)
+
+
+def test_a_report_of_another_model_is_refused() -> None:
+    report = scan(deep(2, 4), [rows()])
+    with pytest.raises(ConfigError, match=r"'0.weight' of shape \(4, 6\), .* has no such weight"):
+        advise(nn.Identity(), report=report)
+    with pytest.raises(ConfigError, match=r"the model has one of shape \(8, 6\); .* scan it again"):
+        advise(deep(2, 8), report=report)
+
+
+def test_a_report_of_a_model_with_compiled_parts_is_one_of_that_model() -> None:
+    model = deep(2, 4)
+    model[2].compile(backend="eager")
+    wrapped = nn.Sequential(torch.compile(model, backend="eager"), nn.Linear(3, 2))
+    assert advise(wrapped, report=scan(wrapped, [rows()]))
+
+
 # ── what findings say ───────────────────────────────────────────────────────────────────
 
 
@@ -69,6 +90,18 @@ def test_one_unit_is_dead_and_two_are() -> None:
 
     assert told(1).startswith("1 of 8 units of 1 is dead")
     assert told(1, 2).startswith("2 of 8 units of 1 are dead")
+
+
+def test_one_bias_is_decayed_and_two_are() -> None:
+    model = deep(1, 4)
+    for weights, told in ((model[:1], "1 bias or norm parameter by"), (model, "2 biases and norm")):
+        decayed = torch.optim.SGD(weights.parameters(), 0.1, weight_decay=0.1)
+        assert f"SGD decays {told}" in only("DW301", model, optimizer=decayed).message
+
+
+def test_none_is_told_as_none() -> None:
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1)
+    assert "and 0% are open for all" in only("DW203", model, rows()).message
 
 
 def test_an_input_that_does_not_vary_is_told_so() -> None:

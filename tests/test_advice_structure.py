@@ -276,6 +276,16 @@ def test_a_sequence_shows_without_running_what_it_shows_when_it_runs(name: str) 
     assert ids(advised(model))
 
 
+def test_a_scan_holds_the_advice_if_it_is_asked_for() -> None:
+    model = deep(14, 6)
+    report = scan(model, [rows()], advice=True)
+    assert report.advised
+    assert ids(list(report.findings)) == ids(advised(model, rows()))
+    plain = scan(model, [rows()])
+    assert not plain.advised
+    assert not plain.findings
+
+
 def test_what_is_no_sequence_is_not_guessed_at() -> None:
     assert not [f for f in advised(Scorer(nn.ReLU())) if f.id == "DW102"]
     lazy = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.LazyBatchNorm1d())

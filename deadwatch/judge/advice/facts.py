@@ -157,12 +157,19 @@ def pools(site: Site) -> bool:
 
 def percent(share: float) -> str:
     """A share for a sentence: small ones keep a digit."""
+    if not share:
+        return "0%"
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 9.5e-4 else "under 0.1%"
 
 
 def are(count: int) -> str:
     """The verb for so many."""
     return "is" if count == 1 else "are"
+
+
+def figure(value: float) -> str:
+    """A number for a sentence: two digits, and no power of ten where it can do without."""
+    return f"{value:.0f}" if 10 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
 def listed(names: list[str], most: int = 3) -> str:

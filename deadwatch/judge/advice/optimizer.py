@@ -50,16 +50,21 @@ def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
     decay = max(one.decay for one in own.values())
     helped = _held_down(facts, own)
     message = (
-        f"{optimizer} decays {len(own)} biases and norm parameters by {decay:.2g} "
-        f"({listed(list(own))})"
+        f"{optimizer} decays {len(own)} {_biases(len(own))} by {decay:.2g} ({listed(list(own))})"
     )
     if optimizer in ("SGD", "AdamW"):
         message += f", which takes {percent(pull)} off in {HORIZON} steps, gradients aside"
     if helped:
-        message += f"; it pulls up the negative biases of {helped} dead units: leave it until then"
+        message += (
+            f"; it pulls up the negative biases of {helped} dead units: leave it until they live"
+        )
     severity: Severity = "warning" if pull >= PULL and not helped else "info"
     code = "deadwatch.NoBiasDecay().exempt(model, optimizer)  # or build it from .groups(model)"
     return Hit(severity, tuple(own), message, {"decay": decay, "pull": pull}, code)
+
+
+def _biases(count: int) -> str:
+    return "bias or norm parameter" if count == 1 else "biases and norm parameters"
 
 
 def _held_down(facts: Facts, decayed: dict[str, Parameter]) -> int:
