@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deadwatch import ConfigError, Finding, Watch, WindowReport, advise, scan
+from deadwatch.judge.advice import cost
+from deadwatch.judge.advice.facts import Facts
 from tests.advised import advised, by, deep, rows, signals
 
 
@@ -232,3 +234,22 @@ def test_values_that_explode_raise_no_warning_of_numpy() -> None:
     nn.init.constant_(model.get_parameter("0.weight"), 1e38)
     report = scan(model, [rows()])
     assert np.isnan(report["1"].dormancy).any()
+
+
+def test_the_work_of_all_layers_is_counted_once_for_all_dead_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It took half of the time that a window took, of 500 layers of 2000 units."""
+    counted: list[object] = []
+
+    def counting(facts: Facts) -> dict[str, float]:
+        counted.append(facts)
+        return work(facts)
+
+    work = cost._work
+    monkeypatch.setattr(cost, "_work", counting)
+    model = deep(3, 8)
+    for layer in (0, 2, 4):
+        shut(model, 1, layer=layer)
+    assert len(by("DW602", advised(model, rows()))) == 3
+    assert len(counted) == 1

@@ -11,7 +11,7 @@ unit of which too little was measured has no cause.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ class History:
                 deaths += self._site(site, report, moved)
         self._rows = [*self._rows[-1:], gauges.rows]
         self._window = report.window.first_step, report.window.last_step
-        self._gauges = gauges
+        self._gauges = replace(gauges, rows={}, inputs={}, gradients={})
         return tuple(deaths)
 
     def _site(self, site: SiteReport, report: WindowReport, moved: Moved) -> Iterator[Death]:
