@@ -9,6 +9,7 @@ import math
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ def test_the_gain_is_that_of_the_weights_and_about_what_happens_to_the_signal(ga
     (finding,) = by("DW202", advised(model, x))
     weights = [model[2 * i].weight for i in range(6)]
     power = POWER[type(model[1]).__name__]
-    by_hand = math.prod(rms(w) * math.sqrt(w.shape[1] * power) for w in weights)
+    by_hand = float(np.prod([rms(w) * math.sqrt(w.shape[1] * power) for w in weights]))
     assert finding.numbers == {"gain": pytest.approx(by_hand, rel=1e-4), "layers": 6}
     assert finding.where == tuple(f"{2 * i}.weight" for i in range(6))
     if gain > 1:  # a ReLU's share of the power is the same at every scale
@@ -236,7 +237,8 @@ def off_centre(ratio: float, features: int = 32, count: int = 1000) -> Tensor:
     x = torch.randn(count, features)
     x = (x - x.mean(0)) / x.std(0, correction=0)
     direction = torch.randn(features)
-    return x + ratio * math.sqrt(features) * direction / direction.norm()
+    mean: Tensor = ratio * math.sqrt(features) * direction / direction.norm()
+    return x + mean
 
 
 @pytest.mark.parametrize("ratio", [1.5, 3.0, 8.0])

@@ -253,7 +253,7 @@ def spiked(at: int) -> tuple[nn.Module, Optimizer, list[WindowReport]]:
 
     def penalty(step: int) -> torch.Tensor:
         optimizer.param_groups[0]["lr"] = 30.0 if step == at else 0.02
-        large = model[0](rows(2000, features=12))[:, :24].sum(1).mean()
+        large: torch.Tensor = model[0](rows(2000, features=12))[:, :24].sum(1).mean()
         return large if step == at else 0 * large
 
     return model, optimizer, trained(model, optimizer, windows=5, penalty=penalty)
@@ -277,9 +277,7 @@ def test_where_few_units_died_of_a_rate_it_is_only_told() -> None:
     _, _, reports = spiked(77)
     died = reports[-1].deaths[0]
     few = replace(died, units=died.units[:2])
-    sites = {
-        "1": replace(reports[-1]["1"], state=np.where(np.arange(48) < 2, 2, 5), harmful=False)
-    }
+    sites = {"1": replace(reports[-1]["1"], state=np.where(np.arange(48) < 2, 2, 5), harmful=False)}
     report = replace(reports[-1], deaths=(few,), sites=sites)
     (finding,) = by("DW303", advise(nn.Sequential(), report=report))
     assert (finding.severity, finding.numbers["units"]) == ("info", 2)

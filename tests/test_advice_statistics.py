@@ -44,7 +44,8 @@ def apart(ratio: float, count: int = 500, features: int = 12) -> Tensor:
     x = rows(count, features)
     x = (x - x.mean(0)) / x.std(0, correction=0)
     direction = torch.linspace(-1, 2, features)
-    return x + ratio * math.sqrt(features) * direction / direction.norm()
+    mean: Tensor = ratio * math.sqrt(features) * direction / direction.norm()
+    return x + mean
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ def test_growth_is_that_of_the_weights_and_found_from_its_limit_on(
 
 
 def test_growth_is_also_told_of_a_training_that_is_under_way() -> None:
-    model = nn.Sequential(*chain(20.0, layers=4)[:-1], nn.Linear(64, 3))
+    model = chain(20.0, layers=4)
     model[-1].weight.data.mul_(1e-6)
     reports = trained(model, SGD(model.parameters(), 1e-9), windows=2, steps=12)
     assert [f for f in by("DW402", list(reports[1].findings)) if "growth" in f.numbers]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+
 from deadwatch.judge.advice.facts import Facts, percent
 from deadwatch.judge.advice.rule import Hit, rule
-from deadwatch.records import SiteReport
+from deadwatch.records import Site, SiteReport, Wire
 
 _MEASURED = (
     "a share of a two-layer network killed and left: of 16 units 25% cost 3 points and 50% cost "
@@ -62,7 +64,7 @@ def _cost(facts: Facts, found: SiteReport) -> str:
     if "parameters" in numbers:
         told += f", {percent(numbers['parameters'])} of all"
     if "compute" in numbers:
-        told += f", and take {percent(numbers['compute'])} of the multiplications"
+        told += f", and take about {percent(numbers['compute'])} of the multiplications"
     return told
 
 
@@ -75,18 +77,47 @@ def _numbers(facts: Facts, found: SiteReport) -> dict[str, float]:
     total = sum(math.prod(one.shape) for one in facts.parameters.values())
     if total:
         numbers["parameters"] = found.wasted / total
-    work = sum(_work(facts).values())
-    if work:
-        numbers["compute"] = found.wasted * found.samples / work
+    compute = _compute(facts, found)
+    if not math.isnan(compute):
+        numbers["compute"] = compute
     return numbers
 
 
-def _work(facts: Facts) -> dict[str, float]:
-    """Multiplications of the layers around all sites, in units that they share, by weight."""
+def _compute(facts: Facts, found: SiteReport) -> float:
+    """Share of the multiplications of all layers around sites; NaN if some are not known."""
+    runs = _runs(facts)
+    reports = [one for site in facts.sites if (one := facts.seen(site)) is not None]
+    layers = {w.weight: w for one in reports for w in _wires(one.site) if w.weight is not None}
+    work = sum(math.prod(w.shape) * runs.get(name, math.nan) for name, w in layers.items())
+    dead = np.flatnonzero(found.dead)
+    wasted = sum(
+        len(wire.slices(dead)) // wire.block * wire.per_unit * runs.get(wire.weight, math.nan)
+        for wire in _wires(found.site)
+        if wire.weight is not None
+    )
+    return wasted / work if work else math.nan
+
+
+def _runs(facts: Facts) -> dict[str, float]:
+    """How often each layer around a site is applied, by its weight, as far as is known.
+
+    Those that make units, as often as these have elements. Those that only read some, as often as
+    in the forward that was looked at, in each step: pooling may stand in between.
+    """
+    assert facts.report is not None
     found: dict[str, float] = {}
+    inputs, window = facts.gauges.inputs, facts.report.window
+    steps = window.last_step - window.first_step + 1
     for site in facts.sites:
         report = facts.seen(site)
-        for wire in (*site.consumers, *site.producers) if report is not None else ():
-            if wire.weight is not None and report is not None:
-                found[wire.weight] = float(math.prod(wire.shape)) * report.samples
+        if report is None:
+            continue
+        found |= {w.weight: float(report.samples) for w in site.producers if w.weight is not None}
+        for wire in site.consumers:
+            if wire.weight is not None and wire.weight in inputs.keys() - found.keys():
+                found[wire.weight] = float(inputs[wire.weight].samples * steps)
     return found
+
+
+def _wires(site: Site) -> tuple[Wire, ...]:
+    return (*site.producers, *site.consumers)
