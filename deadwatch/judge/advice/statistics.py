@@ -52,13 +52,12 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
         least = OFF_CENTRE[0] if one.raw else OFF_CENTRE_WITHIN
         if one.centre < least or one.samples < _FEW:
             continue
-        what = "the data that" if one.raw else "what"
-        message = (
-            f"{what} {name} reads has a mean of {one.centre:.2g} times its standard deviation "
-            f"(norms over {one.features} features)"
-        )
-        if math.isinf(one.centre):
-            message = f"{what} {name} reads does not vary: {one.samples} samples are all the same"
+        message = f"{'the data that' if one.raw else 'what'} {name} reads "
+        if math.isfinite(one.centre):
+            message += f"has a mean of {one.centre:.2g} times its standard deviation "
+            message += f"(norms over {one.features} features)"
+        else:
+            message += f"does not vary, in any of {one.features} features"
         severity: Severity = "warning" if one.raw and one.centre >= OFF_CENTRE[1] else "info"
         code = "x = (x - mean) / std  # of each feature, over the training data"
         code = code if one.raw else "# a norm between the layers"
@@ -191,14 +190,13 @@ def fading(facts: Facts) -> Iterator[Hit]:
     norms = [(site, _norm(facts, site)) for site in facts.sites]
     known = [(site, norm) for site, norm in norms if norm is not None]
     for site, norm in known:
-        if not math.isfinite(norm) or norm == 0:
-            what = "no gradient comes back to" if norm == 0 else "the gradient is not finite at"
+        if norm == 0:
             # Layers that begin at zero let nothing through in the very first steps.
-            silent: Severity = "info" if facts.fresh else "warning"
-            severity: Severity = silent if norm == 0 else "error"
+            severity: Severity = "info" if facts.fresh else "warning"
             code = "# look at the layers behind it: one of them passes nothing on"
-            yield Hit(severity, (site.name,), f"{what} {site.name}", {"norm": norm}, code)
-    alive = [(site, norm) for site, norm in known if norm and math.isfinite(norm)]
+            message = f"no gradient comes back to {site.name}"
+            yield Hit(severity, (site.name,), message, {"norm": norm}, code)
+    alive = [(site, norm) for site, norm in known if norm]
     if len(alive) > 2:
         yield from _fading(alive)
 
