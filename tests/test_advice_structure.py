@@ -116,7 +116,7 @@ def test_a_head_that_ends_in_a_relu_is_found() -> None:
         model.get_parameter("2.bias")[0] = -100
     (found,) = by("DW102", advised(model, rows()))
     assert found.severity == "warning"
-    assert "1 of its units are dead" in found.message
+    assert "1 of its units is dead: always 0" in found.message
 
 
 def test_a_head_that_ends_in_a_layer_is_in_order() -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.facts import Facts, are, percent, pools
 from deadwatch.judge.advice.rule import Hit, rule
-from deadwatch.records import SiteReport
+from deadwatch.records import SiteReport, Wire
 
 _MEASURED = (
     "a share of a two-layer network killed and left: of 16 units 25% cost 3 points and 50% cost "
@@ -51,7 +51,8 @@ def harmless(facts: Facts) -> Iterator[Hit]:
 
 
 def _dead(found: SiteReport) -> str:
-    return f"{int(found.dead.sum())} of {found.judged} units of {found.site.name} are dead"
+    dead = int(found.dead.sum())
+    return f"{dead} of {found.judged} units of {found.site.name} {are(dead)} dead"
 
 
 def _cost(facts: Facts, found: SiteReport) -> str:
@@ -75,18 +76,41 @@ def _numbers(facts: Facts, found: SiteReport) -> dict[str, float]:
     total = sum(math.prod(one.shape) for one in facts.parameters.values())
     if total:
         numbers["parameters"] = found.wasted / total
-    work = sum(_work(facts).values())
-    if work:
-        numbers["compute"] = found.wasted * found.samples / work
+    work = _work(facts)
+    if everything := sum(work.values()):
+        idle = (_share(found, wire) * work.get(wire.weight or "", 0.0) for wire in _around(found))
+        numbers["compute"] = sum(idle) / everything
     return numbers
 
 
+def _around(found: SiteReport) -> Iterable[Wire]:
+    """What makes or reads a site's units; a weight that does both counts once."""
+    return {wire.weight: wire for wire in (*found.site.consumers, *found.site.producers)}.values()
+
+
+def _share(found: SiteReport, wire: Wire) -> float:
+    """The share of a weight that belongs to dead units."""
+    dead = int(found.dead[wire.units.start : wire.units.stop].sum())
+    return dead * wire.per_unit / max(1, math.prod(wire.shape))
+
+
 def _work(facts: Facts) -> dict[str, float]:
-    """Multiplications of the layers around all sites, in units that they share, by weight."""
-    found: dict[str, float] = {}
-    for site in facts.sites:
-        report = facts.seen(site)
-        for wire in (*site.consumers, *site.producers) if report is not None else ():
-            if wire.weight is not None and report is not None:
-                found[wire.weight] = float(math.prod(wire.shape)) * report.samples
-    return found
+    """Multiplications of the layers around all sites, in units that they share, by weight.
+
+    A layer is used once for each element of the units that it makes. One that makes none is used
+    for each that it reads: of those that it reads side by side, as after a flatten, once, and of
+    what was pooled, as by a head, so seldom that it is left out.
+    """
+    seen = [(site, report) for site in facts.sites if (report := facts.seen(site)) is not None]
+    found = {
+        wire.weight: math.prod(wire.shape) * report.samples / wire.block
+        for site, report in seen
+        for wire in site.consumers
+        if wire.weight is not None and not pools(site)
+    }
+    return found | {
+        wire.weight: math.prod(wire.shape) * float(report.samples)
+        for site, report in seen
+        for wire in site.producers
+        if wire.weight is not None
+    }

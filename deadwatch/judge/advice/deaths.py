@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.facts import Facts, are, percent
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Cause, Death, Severity
 
@@ -44,7 +44,7 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
     if len(deaths) > 1:
         last = max(one.window for one in deaths) + 1
         when = f", {len(death.units)} of them{when}, and others until window {last}"
-    message = f"{units} of {site.judged} units of {death.site} are dead{when}: {evidence}"
+    message = f"{units} of {site.judged} units of {death.site} {are(units)} dead{when}: {evidence}"
     remedy, points = BEST.get(death.cause, BEST["birth"])
     code = f"Watch(model, optimizer=optimizer, {remedy})"
     if death.cause in BEST:
@@ -52,6 +52,10 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
     numbers = {"units": units, "window": death.window, **_pairs(death)}
     severity: Severity = "warning" if facts.harmful(site.site) else "info"
     return Hit(severity, (death.site,), message, numbers, code)
+
+
+def _its(death: Death) -> str:
+    return "its" if len(death.units) == 1 else "their"
 
 
 def _pairs(death: Death) -> dict[str, float]:
@@ -79,14 +83,18 @@ def _seldom(death: Death) -> str:
 
 def _moved(death: Death) -> str:
     moved = death.after.get("moved")
-    return "" if moved is None else f", and their weights moved by {percent(moved)} about then"
+    return (
+        "" if moved is None else f", and {_its(death)} weights moved by {percent(moved)} about then"
+    )
 
 
 def _born(death: Death) -> str:
     mean, spread = death.after.get("mean"), death.after.get("std")
     told = "never open in this run"
     if mean is not None and spread is not None:
-        told += f"; their pre-activations are {mean:.2g} on average and vary by {spread:.2g}"
+        told += (
+            f"; {_its(death)} pre-activations are {mean:.2g} on average and vary by {spread:.2g}"
+        )
     return told
 
 
@@ -122,7 +130,11 @@ rule(
     reason="Step by step the bias fell, as under a penalty on activity or an error that a unit "
     "only ever makes worse, until no data reached the gate.",
     source=_MEASURED,
-)(_found("bias", lambda death: f"their bias fell, {_from_to(death, 'bias')}; {_fell(death)}"))
+)(
+    _found(
+        "bias", lambda death: f"{_its(death)} bias fell, {_from_to(death, 'bias')}; {_fell(death)}"
+    )
+)
 
 rule(
     "DW504",
