@@ -165,6 +165,11 @@ def are(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
+def figure(value: float) -> str:
+    """A number for a sentence: two digits, and no power of ten where it can do without."""
+    return f"{value:.0f}" if 10 <= abs(value) < 1e6 else f"{value:.2g}"
+
+
 def listed(names: list[str], most: int = 3) -> str:
     """A few names, and how many more there are."""
     told = ", ".join(names[:most])

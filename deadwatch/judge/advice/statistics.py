@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from deadwatch.judge.advice.facts import Facts, one_sided, percent, rectifies
+from deadwatch.judge.advice.facts import Facts, figure, one_sided, percent, rectifies
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Severity, Site, SiteReport, State
 
@@ -81,7 +81,7 @@ def growing(facts: Facts) -> Iterator[Hit]:
     for site in facts.sites:
         size = _size(facts, site)
         if size >= LARGE and math.isfinite(size):
-            message = f"the pre-activations of {site.name} are {size:.2g} on average"
+            message = f"the pre-activations of {site.name} are {figure(size)} on average"
             code = "# a norm before it, a smaller gain of its layer, or a lower learning rate"
             yield Hit("warning", (site.name,), message, {"size": size}, code)
 
@@ -94,8 +94,8 @@ def _growing(sizes: list[tuple[Site, float]]) -> Iterator[Hit]:
     how = "grow" if growth > 1 else "shrink"
     factor = growth if growth > 1 else 1 / growth
     message = (
-        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from {begin:.2g} "
-        f"at {first.name} to {end:.2g} at {last.name}"
+        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from "
+        f"{figure(begin)} at {first.name} to {figure(end)} at {last.name}"
     )
     code = "# torch.nn.init.kaiming_normal_ for the weights, or norms between the layers"
     where = tuple(site.name for site, _ in sizes)
@@ -208,9 +208,8 @@ def _fading(norms: list[tuple[Site, float]]) -> Iterator[Hit]:
     if FADED < begin / end < 1 / FADED:
         return
     how = "vanishes" if begin < end else "explodes"
-    message = (
-        f"the gradient {how} on its way back: {end:.2g} at {last.name}, {begin:.2g} at {first.name}"
-    )
+    message = f"the gradient {how} on its way back: {figure(end)} at {last.name}, "
+    message += f"{figure(begin)} at {first.name}"
     numbers = {"ratio": begin / end, "largest_step": max(steps)}
     code = "# norms or skips between the layers, kaiming_normal_ weights, or clip_grad_norm_"
     yield Hit("warning", (first.name, last.name), message, numbers, code)
