@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.facts import Facts, are, percent
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Site, SiteReport, Wire
 
