@@ -157,6 +157,8 @@ def pools(site: Site) -> bool:
 
 def percent(share: float) -> str:
     """A share for a sentence: small ones keep a digit."""
+    if not share:
+        return "0%"
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 9.5e-4 else "under 0.1%"
 
 
