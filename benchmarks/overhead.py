@@ -83,6 +83,8 @@ EAGER: dict[str, Attach] = {
     "deadwatch": Watch,
     "deadwatch, dead units": with_dead_units,
     EVERY_STEP: partial(Watch, stats_every_n_steps=1),
+    "deadwatch, advice": partial(Watch, advice=True),
+    "deadwatch, advice and gradients": partial(Watch, advice=True, gradients=True),
     "hand-written hook": handwritten,
 }
 PARTS = ["eager", "compiled", "peers"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deadwatch.advising import advise
 from deadwatch.errors import ConfigError
 from deadwatch.judge.rules import Rules, judge
 from deadwatch.observe.frames import Counting
@@ -38,6 +40,7 @@ def scan(
     include: Sequence[str] | str | None = None,
     exclude: Sequence[str] | str | None = None,
     unit_dim: Mapping[str, int] | None = None,
+    advice: bool = False,
 ) -> WindowReport:
     """Run batches through a model, once, and judge its units: which are dead before any training?
 
@@ -57,6 +60,7 @@ def scan(
         include: As for `Watch`.
         exclude: As for `Watch`.
         unit_dim: As for `Watch`.
+        advice: Whether the report holds what `advise` says of the model and the report.
 
     Returns:
         The report, as that of a window; `WindowReport.window` counts batches.
@@ -91,7 +95,9 @@ def scan(
         raise ConfigError("batches is empty; expected at least one batch to run through the model")
     report = judge(snapshot, rules or Rules())
     tell_unseen(report, snapshot.missing)
-    return report
+    if not advice:
+        return report
+    return replace(report, findings=tuple(advise(model, report=report)), advised=True)
 
 
 def _check(model: object, forward: object) -> None:

@@ -115,7 +115,7 @@ def train(seed: int, epochs: int, policy: str | None, out: Path, bar: Any) -> Ru
     """Train once; everything but the policy is the same for the same seed."""
     torch.manual_seed(seed)
     batches, held_out = data(seed)
-    watch = DeadWatch(policy=policy)
+    watch = DeadWatch(policy=policy, advice=True)
     progress = Progress(bar, watch)
     name = policy or "watched"
     for old in (out / name / f"seed{seed}").glob("events.out.*"):

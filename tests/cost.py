@@ -1,6 +1,6 @@
 """What watching adds to a training step, counted and not timed: the numbers in `cost.json`.
 
-A network is trained twice, watched and bare, and the operations of one step are subtracted. Five
+A network is trained twice, watched and bare, and the operations of one step are subtracted. Eight
 kinds of steps, and the end of a window. A step on an accelerator is counted on the meta device:
 the operations are those of any device that is not the host, and whoever looks at a value raises.
 
@@ -90,11 +90,13 @@ class Kind:
         gates: Those that open: as the network was built; all, on pre-activations of mean 1 and a
             small deviation; or all but the first of each layer.
         device: Where the model is.
+        advised: Whether the gauges of advice and of gradients are on.
     """
 
     every: int = 10
     gates: Literal["as built", "all", "all but one"] = "as built"
     device: str = "cpu"
+    advised: bool = False
 
 
 KINDS = {
@@ -104,6 +106,8 @@ KINDS = {
     "full, mean far from 0": Kind(every=1, gates="all"),
     "liveness, device": Kind(device="meta"),
     "full, device": Kind(every=1, device="meta"),
+    "idle, advised": Kind(gates="all", advised=True),
+    "full, advised, device": Kind(every=1, device="meta", advised=True),
 }
 
 
@@ -143,7 +147,11 @@ class Training:
             self._model, self._x = build(), torch.randn(batch)
         _set_gates(self._model, kind.gates)
         self._optimizer = torch.optim.SGD(self._model.parameters(), lr=1e-6)
-        self.watch = Watch(self._model, stats_every_n_steps=kind.every) if watch else None
+        gauges = {"advice": kind.advised, "gradients": kind.advised}
+        every = kind.every
+        self.watch = Watch(self._model, stats_every_n_steps=every, **gauges) if watch else None
+        if self.watch is not None and kind.device == "meta":
+            self.watch._adviser.enabled = False  # after the first step it reads what there is
 
     def step(self) -> None:
         networks.train(self._model, self._optimizer, self._x, 1)

@@ -116,7 +116,7 @@ def test_a_head_that_ends_in_a_relu_is_found() -> None:
         model.get_parameter("2.bias")[0] = -100
     (found,) = by("DW102", advised(model, rows()))
     assert found.severity == "warning"
-    assert "1 of its units are dead" in found.message
+    assert "1 of its units is dead: always 0" in found.message
 
 
 def test_a_head_that_ends_in_a_layer_is_in_order() -> None:
@@ -274,6 +274,16 @@ def test_a_sequence_shows_without_running_what_it_shows_when_it_runs(name: str) 
     x = rows() if name == "deep" else signals()
     assert ids(advised(model)) == ids(advised(model, x))
     assert ids(advised(model))
+
+
+def test_a_scan_holds_the_advice_if_it_is_asked_for() -> None:
+    model = deep(14, 6)
+    report = scan(model, [rows()], advice=True)
+    assert report.advised
+    assert ids(list(report.findings)) == ids(advised(model, rows()))
+    plain = scan(model, [rows()])
+    assert not plain.advised
+    assert not plain.findings
 
 
 def test_what_is_no_sequence_is_not_guessed_at() -> None:

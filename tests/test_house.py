@@ -31,7 +31,7 @@ LAYERS: dict[str, set[str]] = {
     "settings": GROUND | {"observe", "judge", "treat"},
     "watch": GROUND | {"observe", "judge", "treat", "show", "settings", "advising"},
     "advising": GROUND | {"observe", "judge", "treat", "settings"},
-    "scanning": GROUND | {"observe", "judge", "treat", "settings", "watch"},
+    "scanning": GROUND | {"observe", "judge", "treat", "settings", "watch", "advising"},
     "factories": GROUND,
     "checking": GROUND | {"judge", "scanning", "advising", "factories"},
     "cli": GROUND | {"show", "checking", "__version__"},

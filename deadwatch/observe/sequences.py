@@ -105,7 +105,7 @@ def _walk(walk: _Walk, path: str, module: nn.Module) -> None:
         _activation(walk, path, module, gate)
     elif function in _NORMS:
         _norm(walk, path, module, function)
-    elif function in ("linear", "conv", "conv_transpose") and not _lazy(module):
+    elif function in ("linear", "conv", "conv_transpose") and _weighted(module):
         _layer(walk, path, module, function)
     elif function.startswith("dropout") or function in (*_FOLLOWED, *_POOLS):
         if getattr(module, "p", 1.0) != 0:
@@ -138,18 +138,23 @@ def _norm(walk: _Walk, path: str, module: nn.Module, function: str) -> None:
 def _layer(walk: _Walk, path: str, module: nn.Module, kind: str) -> None:
     weight = module.get_parameter("weight")
     axis = 1 if kind == "conv_transpose" else 0
-    units = weight.shape[axis] * (getattr(module, "groups", 1) if axis else 1)
+    groups = getattr(module, "groups", 1)
+    units = weight.shape[axis] * (groups if axis else 1)
     bias = f"{path}.bias" if getattr(module, "bias", None) is not None else None
     wire = Wire(kind, path, f"{path}.weight", bias, axis, range(units), shape=tuple(weight.shape))
-    read = weight.shape[1 - axis] * (1 if axis else getattr(module, "groups", 1))
+    wire = replace(wire, groups=groups if axis else 1)
+    read = weight.shape[1 - axis] * (1 if axis else groups)
     block = max(1, read // walk.units) if walk.units else 1
-    reader = replace(wire, axis=1 - axis, units=range(walk.units or read), block=block)
+    units_read = range(walk.units or read)
+    reader = replace(wire, axis=1 - axis, units=units_read, block=block, groups=groups)
     walk.close(kind, reader=reader)
     walk.stem, walk.path, walk.units = (wire,), (), units
 
 
-def _lazy(module: nn.Module) -> bool:
-    return any(is_lazy(parameter) for parameter in module.parameters(recurse=False))
+def _weighted(module: nn.Module) -> bool:
+    """Whether a layer's weight is a parameter of its own: not lazy, computed or quantised."""
+    own = dict(module.named_parameters(recurse=False))
+    return "weight" in own and not any(is_lazy(parameter) for parameter in own.values())
 
 
 def _function(module: nn.Module, *, dimensions: bool = False) -> str:

@@ -96,7 +96,8 @@ class Updates:
     def release(self) -> None:
         """Keep nothing of the model; what was measured stays."""
         for group in self._groups:
-            self._figures |= dict(zip(group.names, group.figures.unbind(1), strict=True))
+            if not group.figures.is_meta:
+                self._figures |= dict(zip(group.names, group.figures.unbind(1), strict=True))
         self._groups, self._weights = [], {}
 
     def restart(self) -> None:
@@ -108,7 +109,7 @@ class Updates:
     def fetch(self) -> dict[str, Moved]:
         """What was measured of each weight that moved, in one transfer a device."""
         found: dict[str, Tensor] = {name: one.cpu() for name, one in self._figures.items()}
-        for group in self._groups:
+        for group in (one for one in self._groups if not one.figures.is_meta):
             host = group.figures.cpu()
             found |= dict(zip(group.names, host.unbind(1), strict=True))
         told = {name: figures.tolist() for name, figures in found.items()}
@@ -130,7 +131,7 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every trainable weight, tied ones by their first name."""
     for name, one in model.named_parameters():
         usable = one.requires_grad and not is_lazy(one) and one.is_floating_point()
-        if usable and one.ndim >= 2 and not one.is_meta and local_of(one.detach()).numel():
+        if usable and one.ndim >= 2 and local_of(one.detach()).numel():
             yield readable(name), one
 
 

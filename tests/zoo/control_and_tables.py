@@ -25,7 +25,13 @@ def dqn() -> nn.Module:
 def screens(generator: Generator) -> Batch:
     """Four frames in [0, 1], mostly dark, as Atari's are after division by 255."""
     x = (fields(320, 4, 84, generator) * 0.2 + 0.2).clamp(0, 1)
-    return Batch((x,), 3 * x.mean((2, 3))[:, [0, 1, 2, 3, 0, 1]])
+    return Batch((x,), returns(x))
+
+
+def returns(x: Tensor) -> Tensor:
+    """What six actions bring (N, 6): around zero, as with clipped rewards."""
+    bright = x.mean((2, 3))[:, [0, 1, 2, 3, 0, 1]]
+    return (3 * (bright - 0.21)).clamp(-1, 1)
 
 
 def impala() -> nn.Module:
@@ -53,7 +59,7 @@ def impala() -> nn.Module:
 
 def small_screens(generator: Generator) -> Batch:
     x = (fields(40, 4, 48, generator) * 0.2 + 0.2).clamp(0, 1)
-    return Batch((x,), 3 * x.mean((2, 3))[:, [0, 1, 2, 3, 0, 1]])
+    return Batch((x,), returns(x))
 
 
 class ActorCritic(nn.Module):

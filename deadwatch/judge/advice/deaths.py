@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from deadwatch.judge.advice.facts import Facts, percent
+from deadwatch.judge.advice.facts import Facts, are, figure, percent
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Cause, Death, Severity
 
@@ -18,6 +18,9 @@ BEST: dict[Cause, tuple[str, float]] = {
 }
 """What helped most against each cause, and by how many points above doing nothing: the table of
 ``python -m benchmarks.by_cause``."""
+
+_MANY = 0.1
+"""Share of a site's units that have to have died of one cause for it to be a warning."""
 
 _MEASURED = "points above doing nothing: python -m benchmarks.by_cause"
 
@@ -44,14 +47,20 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
     if len(deaths) > 1:
         last = max(one.window for one in deaths) + 1
         when = f", {len(death.units)} of them{when}, and others until window {last}"
-    message = f"{units} of {site.judged} units of {death.site} are dead{when}: {evidence}"
+    message = f"{units} of {site.judged} units of {death.site} {are(units)} dead{when}: {evidence}"
     remedy, points = BEST.get(death.cause, BEST["birth"])
     code = f"Watch(model, optimizer=optimizer, {remedy})"
     if death.cause in BEST:
         code += f"  # {points:+.1f} points above doing nothing where units died so"
     numbers = {"units": units, "window": death.window, **_pairs(death)}
-    severity: Severity = "warning" if facts.harmful(site.site) else "info"
+    # Of the dead units of a site, those of one cause may be too few to matter.
+    many = facts.harmful(site.site) and units >= _MANY * site.judged
+    severity: Severity = "warning" if many else "info"
     return Hit(severity, (death.site,), message, numbers, code)
+
+
+def _its(death: Death) -> str:
+    return "its" if len(death.units) == 1 else "their"
 
 
 def _pairs(death: Death) -> dict[str, float]:
@@ -63,12 +72,12 @@ def _from_to(death: Death, name: str) -> str:
     before, after = death.before.get(name), death.after.get(name)
     if before is None or after is None:
         return f"its {name} was not measured at both times"
-    return f"{before:.2g} → {after:.2g}"
+    return f"{figure(before)} → {figure(after)}"
 
 
 def _fell(death: Death) -> str:
     spread = death.before.get("std", math.nan)
-    within = f" (it varied by {spread:.2g})" if math.isfinite(spread) else ""
+    within = f" (it varied by {figure(spread)})" if math.isfinite(spread) else ""
     return f"the mean pre-activation fell, {_from_to(death, 'mean')}{within}"
 
 
@@ -79,14 +88,17 @@ def _seldom(death: Death) -> str:
 
 def _moved(death: Death) -> str:
     moved = death.after.get("moved")
-    return "" if moved is None else f", and their weights moved by {percent(moved)} about then"
+    return (
+        "" if moved is None else f", and {_its(death)} weights moved by {percent(moved)} about then"
+    )
 
 
 def _born(death: Death) -> str:
     mean, spread = death.after.get("mean"), death.after.get("std")
     told = "never open in this run"
     if mean is not None and spread is not None:
-        told += f"; their pre-activations are {mean:.2g} on average and vary by {spread:.2g}"
+        told += f"; {_its(death)} pre-activations are {figure(mean)} on average"
+        told += f" and vary by {figure(spread)}"
     return told
 
 
@@ -122,7 +134,11 @@ rule(
     reason="Step by step the bias fell, as under a penalty on activity or an error that a unit "
     "only ever makes worse, until no data reached the gate.",
     source=_MEASURED,
-)(_found("bias", lambda death: f"their bias fell, {_from_to(death, 'bias')}; {_fell(death)}"))
+)(
+    _found(
+        "bias", lambda death: f"{_its(death)} bias fell, {_from_to(death, 'bias')}; {_fell(death)}"
+    )
+)
 
 rule(
     "DW504",

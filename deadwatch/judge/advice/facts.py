@@ -12,6 +12,9 @@ from deadwatch.records import Gate, Gauges, Parameter, Site, SiteReport, WindowR
 NORMS = ("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
 """Norms by the functions that compute them."""
 
+POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mean", "amax")
+"""Pools, without the number of their dimensions."""
+
 LAYERS = ("linear", "conv", "conv_transpose")
 """Layers with weights, by the kind of their wires."""
 
@@ -142,9 +145,29 @@ def one_sided(gate: Gate) -> bool:
     return gate.inside and gate.low > -1e6 and gate.high == float("inf")
 
 
+def is_a(step: str, kinds: tuple[str, ...]) -> bool:
+    """Whether a function is one of some kinds, in any number of dimensions."""
+    return step in kinds or step.rstrip("d").rstrip("123") in kinds
+
+
+def pools(site: Site) -> bool:
+    """Whether what reads a site's units reads them pooled, or some of it does."""
+    return any(is_a(step, POOLING) for trail in site.trails for step in trail)
+
+
 def percent(share: float) -> str:
     """A share for a sentence: small ones keep a digit."""
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 9.5e-4 else "under 0.1%"
+
+
+def are(count: int) -> str:
+    """The verb for so many."""
+    return "is" if count == 1 else "are"
+
+
+def figure(value: float) -> str:
+    """A number for a sentence: two digits, and no power of ten where it can do without."""
+    return f"{value:.0f}" if 10 <= abs(value) < 1e6 else f"{value:.2g}"
 
 
 def listed(names: list[str], most: int = 3) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from deadwatch.judge.advice.facts import (
     Facts,
+    are,
     layer_of,
     leans,
     one_sided,
@@ -73,9 +74,10 @@ def _negative(facts: Facts, site: Site, last: Wire, median: float, bias: object)
         f"deviations of what {site.name} reads"
     )
     found = facts.seen(site)
-    harmless = found is not None and not facts.harmful(site)
-    if found is not None:
-        message += f"; {int(found.dead.sum())} of {found.judged} units are dead"
+    harmless = found is not None and found.judged > 0 and not facts.harmful(site)
+    if found is not None and found.judged:
+        dead = int(found.dead.sum())
+        message += f"; {dead} of {found.judged} units {are(dead)} dead"
     numbers = {"median": median, "negative": share}
     code = f"torch.nn.init.zeros_(model.get_parameter({last.bias!r}))"
     return Hit("info" if harmless else "warning", (str(last.bias),), message, numbers, code)
@@ -118,14 +120,14 @@ def _squared(facts: Facts, site: Site) -> float | None:
 
 def fan_in(layer: Wire, weight: Parameter) -> int:
     """How many values one unit sums up."""
-    return math.prod(weight.shape) // max(1, weight.shape[layer.axis])
+    groups = layer.groups if layer.axis == 1 else 1
+    return math.prod(weight.shape) // max(1, weight.shape[layer.axis] * groups)
 
 
 def _misfit(sites: list[Site], product: float) -> Hit:
-    what = "is left" if product < 1 else "there is"
     message = (
-        f"behind the {len(sites)} layers from {sites[0].name} to {sites[-1].name}, "
-        f"{product:.1g} × {what} of the signal's amplitude"
+        f"the {len(sites)} layers from {sites[0].name} to {sites[-1].name} multiply the signal's "
+        f"amplitude by {product:.1g}"
     )
     severity: Severity = "info" if FAINT < product < 1 / FAINT else "warning"
     weights = tuple(str(site.producers[0].weight) for site in sites)
@@ -178,7 +180,9 @@ def _expected(facts: Facts, site: Site, found: SiteReport, symmetric: float) -> 
     """
     layer = layer_of(site)
     inputs = facts.gauges.inputs.get(layer.weight or "") if layer is not None else None
-    if inputs is None or not rectifies(site.gate) or found.samples < 2:
+    if inputs is None or layer is None or not rectifies(site.gate) or found.samples < 2:
+        return symmetric
+    if inputs.features != layer.shape[1 - layer.axis] or layer.groups > 1:  # each reads a part
         return symmetric
     normal = NormalDist()
     largest = normal.inv_cdf((found.samples - 0.375) / (found.samples + 0.25))
@@ -190,9 +194,9 @@ def _arrived_dead(facts: Facts, site: Site, found: SiteReport) -> Hit:
     share, always = dead / judged, float((found.open_fraction >= 1).mean())
     expected = _expected(facts, site, found, (share + always) / 2)
     message = (
-        f"{dead} of {judged} units of {site.name} are closed for all {found.samples} elements "
-        f"({percent(share)}), and {percent(always)} are open for all; by theory a symmetric "
-        f"initialisation gives about {percent(expected)} of each"
+        f"{dead} of {judged} units of {site.name} {are(dead)} closed for all {found.samples} "
+        f"elements ({percent(share)}), and {percent(always)} are open for all; by theory a "
+        f"symmetric initialisation gives {percent(expected)} of each"
     )
     warn = found.harmful and leans(found)
     severity: Severity = "error" if dead == judged else "warning" if warn else "info"

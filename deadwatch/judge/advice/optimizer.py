@@ -151,7 +151,7 @@ def deadly_rate(facts: Facts) -> Iterator[Hit]:
     )
     harm = any(facts.harmful(site) for site in facts.sites if site.name in {d.site for d in deaths})
     numbers = {"window": first.window, "step": steps[0], "rate": first.rate, "units": units}
-    code = f"lr < {first.rate:.2g}  # or a warm-up of the rate to it"
+    code = f"# a learning rate below {first.rate:.2g}, or a warm-up to it"
     sites = tuple(dict.fromkeys(one.site for one in same))
     yield Hit("warning" if harm else "info", sites, message, numbers, code)
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from deadwatch.judge.advice.facts import Facts, one_sided, percent, rectifies
+from deadwatch.judge.advice.facts import Facts, figure, one_sided, percent, rectifies
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Severity, Site, SiteReport, State
 
@@ -52,12 +52,13 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
         least = OFF_CENTRE[0] if one.raw else OFF_CENTRE_WITHIN
         if one.centre < least or one.samples < _FEW:
             continue
-        message = f"{'the data that' if one.raw else 'what'} {name} reads "
-        if math.isfinite(one.centre):
-            message += f"has a mean of {one.centre:.2g} times its standard deviation "
-            message += f"(norms over {one.features} features)"
-        else:
-            message += f"does not vary, in any of {one.features} features"
+        what = "the data that" if one.raw else "what"
+        message = (
+            f"{what} {name} reads has a mean of {one.centre:.2g} times its standard deviation "
+            f"(norms over {one.features} features)"
+        )
+        if math.isinf(one.centre):
+            message = f"{what} {name} reads does not vary: {one.samples} samples are all the same"
         severity: Severity = "warning" if one.raw and one.centre >= OFF_CENTRE[1] else "info"
         code = "x = (x - mean) / std  # of each feature, over the training data"
         code = code if one.raw else "# a norm between the layers"
@@ -68,7 +69,8 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
     "DW402",
     "Pre-activations that explode or vanish",
     reason="Where each layer multiplies what it is given, the last ones see values that no bias "
-    "matters for, or nothing but biases; the gradient does the same on its way back.",
+    "matters for, or nothing but biases; the gradient does the same on its way back. ReLU and its "
+    "like have no upper end that would stop it.",
     source="Glorot & Bengio 2010, AISTATS; He et al. 2015, arXiv:1502.01852, section 2.2",
 )
 def growing(facts: Facts) -> Iterator[Hit]:
@@ -80,7 +82,7 @@ def growing(facts: Facts) -> Iterator[Hit]:
     for site in facts.sites:
         size = _size(facts, site)
         if size >= LARGE and math.isfinite(size):
-            message = f"the pre-activations of {site.name} are {size:.2g} on average"
+            message = f"the pre-activations of {site.name} are {figure(size)} on average"
             code = "# a norm before it, a smaller gain of its layer, or a lower learning rate"
             yield Hit("warning", (site.name,), message, {"size": size}, code)
 
@@ -93,8 +95,8 @@ def _growing(sizes: list[tuple[Site, float]]) -> Iterator[Hit]:
     how = "grow" if growth > 1 else "shrink"
     factor = growth if growth > 1 else 1 / growth
     message = (
-        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from {begin:.2g} "
-        f"at {first.name} to {end:.2g} at {last.name}"
+        f"pre-activations {how} by a factor of {factor:.2g} from layer to layer, from "
+        f"{figure(begin)} at {first.name} to {figure(end)} at {last.name}"
     )
     code = "# torch.nn.init.kaiming_normal_ for the weights, or norms between the layers"
     where = tuple(site.name for site, _ in sizes)
@@ -206,9 +208,8 @@ def _fading(norms: list[tuple[Site, float]]) -> Iterator[Hit]:
     if FADED < begin / end < 1 / FADED:
         return
     how = "vanishes" if begin < end else "explodes"
-    message = (
-        f"the gradient {how} on its way back: {end:.2g} at {last.name}, {begin:.2g} at {first.name}"
-    )
+    message = f"the gradient {how} on its way back: {figure(end)} at {last.name}, "
+    message += f"{figure(begin)} at {first.name}"
     numbers = {"ratio": begin / end, "largest_step": max(steps)}
     code = "# norms or skips between the layers, kaiming_normal_ weights, or clip_grad_norm_"
     yield Hit("warning", (first.name, last.name), message, numbers, code)

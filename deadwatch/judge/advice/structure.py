@@ -6,25 +6,19 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from deadwatch.judge.advice.facts import NORMS, Facts, percent, rectifies
+from deadwatch.judge.advice.facts import NORMS, POOLING, Facts, are, is_a, percent, rectifies
 from deadwatch.judge.advice.rule import Hit, rule
 from deadwatch.records import Severity, Site
 
 _SOFTMAX = ("softmax", "log_softmax", "gumbel_softmax", "cross_entropy", "nll_loss")
-_POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mean", "amax")
 _DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 _SCALING = ("div", "mul", "__truediv__", "__mul__", "__rmul__", "div_", "mul_")
-
-
-def _is(step: str, kinds: tuple[str, ...]) -> bool:
-    """Whether a function is one of some kinds, in any number of dimensions."""
-    return step in kinds or step.rstrip("d").rstrip("123") in kinds
 
 
 def _skipping(steps: tuple[str, ...], *kinds: str) -> tuple[str, ...]:
     """The steps from the first on that is of none of these kinds."""
     for index, step in enumerate(steps):
-        if not _is(step, kinds):
+        if not is_a(step, kinds):
             return steps[index:]
     return ()
 
@@ -38,7 +32,8 @@ def _with_dead(facts: Facts, site: Site, message: str) -> str:
     found = facts.seen(site)
     if found is None or not found.dead.any():
         return message
-    return f"{message}; {int(found.dead.sum())} of its {found.judged} units are dead"
+    dead = int(found.dead.sum())
+    return f"{message}; {dead} of its {found.judged} units {are(dead)} dead"
 
 
 @rule(
@@ -52,7 +47,7 @@ def _with_dead(facts: Facts, site: Site, message: str) -> str:
 def activation_before_norm(facts: Facts) -> Iterator[Hit]:
     """An activation whose output is normalised, and that has no norm before it."""
     for site in facts.sites:
-        followed = [_skipping(trail, *_POOLING, *_DROPOUT) for trail in site.trails]
+        followed = [_skipping(trail, *POOLING, *_DROPOUT) for trail in site.trails]
         norms = [trail[0] for trail in followed if trail and trail[0] in NORMS]
         if norms and not any(step in NORMS for step in site.path):
             message = f"the output of {site.name} ({site.activation}) goes into {norms[0]}, and "
@@ -73,8 +68,8 @@ def activation_before_norm(facts: Facts) -> Iterator[Hit]:
 def activation_before_softmax(facts: Facts) -> Iterator[Hit]:
     """An activation whose output goes to softmax or a loss, or, rectified, out of the model."""
     for site in facts.sites:
-        ends = {_skipping(trail, *_POOLING, *_DROPOUT, *_SCALING) for trail in site.trails}
-        softmax = next((end[0] for end in ends if end and _is(end[0], _SOFTMAX)), "")
+        ends = {_skipping(trail, *POOLING, *_DROPOUT, *_SCALING) for trail in site.trails}
+        softmax = next((end[0] for end in ends if end and is_a(end[0], _SOFTMAX)), "")
         if softmax:
             yield _before_softmax(facts, site, softmax)
         elif ends == {("return",)} and rectifies(site.gate) and site is facts.sites[-1]:
@@ -96,7 +91,7 @@ def _before_output(facts: Facts, site: Site) -> Hit:
     found = facts.seen(site)
     dead = int(found.dead.sum()) if found is not None else 0
     message = f"{site.name} ({site.activation}) is the last thing in the model"
-    message += f", and {dead} of its units are dead: these outputs are always 0" if dead else ""
+    message += f", and {dead} of its units {are(dead)} dead: always 0" if dead else ""
     reason = (
         "An output that should be negative, or a logit, cannot be; one that is closed for all "
         "data gets no gradient. Leave it out where the outputs are logits or targets of both "
@@ -164,7 +159,7 @@ def _born_dead(facts: Facts, run: list[Site], widths: list[int], chance: float) 
     closed = [site.name for site in run if _all_dead(facts, site)]
     severity: Severity = "error" if closed else "warning" if chance >= 0.1 else "info"
     message = (
-        f"{len(run)} ReLU layers in a row, the narrowest of {min(widths)} units, from "
+        f"{len(run)} ReLU layers in a row, the narrowest {min(widths)} wide, from "
         f"{run[0].name} to {run[-1].name}: born dead with a probability of up to {percent(chance)}"
     )
     message += f"; {closed[0]} is closed for all data" if closed else ""
@@ -192,7 +187,7 @@ def _all_dead(facts: Facts, site: Site) -> bool:
 def hidden_units(facts: Facts) -> Iterator[Hit]:
     """Dropout, or pooling by averages, on what a gate is judged by."""
     for site in facts.sites:
-        hiding = [s for s in site.path if _is(s, (*_DROPOUT, "avg_pool", "adaptive_avg_pool"))]
+        hiding = [s for s in site.path if is_a(s, (*_DROPOUT, "avg_pool", "adaptive_avg_pool"))]
         if hiding and rectifies(site.gate):
             message = f"{hiding[0]} stands between {site.name} and the layer that makes its units"
             message = _with_dead(facts, site, message)
@@ -212,7 +207,7 @@ def dropout_before_norm(facts: Facts) -> Iterator[Hit]:
     """Dropout directly in front of a batch norm."""
     for site in facts.sites:
         for steps in (site.path, *site.trails):
-            pairs = [(a, b) for a, b in pairwise(steps) if _is(a, _DROPOUT) and b == "batch_norm"]
+            pairs = [(a, b) for a, b in pairwise(steps) if is_a(a, _DROPOUT) and b == "batch_norm"]
             if pairs:
                 message = f"{pairs[0][0]} right before a batch norm, at {site.name}"
                 code = "# move the dropout behind the norm and its activation"
