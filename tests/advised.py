@@ -118,3 +118,15 @@ def trained(
             if step % steps == steps - 1:
                 reports.append(watch.close_window())
     return reports
+
+
+def values(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of a model's state dict."""
+    return {name: one.detach().clone() for name, one in model.state_dict().items()}
+
+
+def changed(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    """The entries of a state dict that are others now, to the bit."""
+    now = model.state_dict()
+    assert now.keys() == before.keys()
+    return {name for name, value in before.items() if not torch.equal(now[name], value)}

@@ -147,7 +147,7 @@ def test_a_dense_layer_costs_its_rows_and_columns() -> None:
     assert finding.numbers["parameters"] == pytest.approx(5 * 9 / (16 * 9 + 2))
     assert finding.numbers["compute"] == pytest.approx(5 / 16)  # biases multiply nothing
     assert "they hold 45 parameters, 31% of all" in finding.message
-    assert "about 31% of the multiplications" in finding.message
+    assert "31% of the multiplications" in finding.message
 
 
 def lenet() -> nn.Sequential:
@@ -176,7 +176,7 @@ def test_units_of_a_convolution_cost_what_is_counted_by_hand() -> None:
     assert finding.numbers["compute"] == pytest.approx(dead / sum(per_image.values()))
 
 
-def test_a_head_behind_pooling_is_applied_once_for_each_sample() -> None:
+def test_a_head_behind_pooling_is_left_out_of_the_compute() -> None:
     model = nn.Sequential(
         *(nn.Conv1d(8, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool1d(1), nn.Flatten()),
         nn.Linear(16, 50),
@@ -185,7 +185,7 @@ def test_a_head_behind_pooling_is_applied_once_for_each_sample() -> None:
         model[0].bias[:3] = -100
     finding = costs(model, signals())["1"]
     assert finding.numbers["compute"] == pytest.approx(3 / 16)
-    total = 16 * 8 * 3 * 28 + 16 * 50
+    total = 28 * 16 * 8 * 3 + 16 * 50
     model.append(nn.ReLU()).append(nn.Linear(50, 2))
     finding = costs(model, signals())["1"]
     assert finding.numbers["compute"] == pytest.approx(3 / 16 * total / (total + 100))
@@ -212,15 +212,6 @@ def test_dead_units_of_a_residual_network_are_counted_where_their_wires_are_know
     assert "wasted" not in found["act2"].numbers
     assert "compute" not in found["act2"].numbers
     assert "is not known, nor what they cost" in found["act2"].message
-
-
-def test_what_is_not_measured_of_a_layer_leaves_the_compute_out() -> None:
-    model = killed(16, 5)
-    report = scan(model, [rows()])
-    (finding,) = [f for f in advise(model, report=replace(report, gauges=None)) if f.id > "DW6"]
-    assert finding.numbers["wasted"] == 45
-    assert "compute" not in finding.numbers
-    assert "multiplications" not in finding.message
 
 
 def test_without_dead_units_or_a_measurement_nothing_is_said_of_costs() -> None:
