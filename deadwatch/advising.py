@@ -17,7 +17,7 @@ from deadwatch.judge.history import History
 from deadwatch.observe.parameters import parameters_of
 from deadwatch.observe.sequences import sequences
 from deadwatch.observe.sites import readable, unwrapped
-from deadwatch.records import Finding, Gauges, WindowReport
+from deadwatch.records import Finding, Gauges, Site, WindowReport, Wire
 from deadwatch.settings import optimizers_of
 from deadwatch.treat.mending import mendable
 from deadwatch.treat.optim import hypers
@@ -87,13 +87,36 @@ def _findings(
     optimizers: tuple[Optimizer, ...],
     ignore: Sequence[str],
 ) -> list[Finding]:
+    report = _readably(report) if report is not None else None
     measured = () if report is None else tuple(one.site for one in report.values())
-    sites = sequences(model) if report is None else measured
+    sites = tuple(map(_named, sequences(model))) if report is None else measured
     fresh = report is None or report.window.index == 0
     facts = Facts(sites, parameters_of(model, hypers(optimizers)), report, fresh)
     found = without_ignored(findings(facts), ignore)
     fixers = [(one, mendable(one, model, optimizers)) for one in found]
     return [one if fixer is None else one.fixed_by(fixer) for one, fixer in fixers]
+
+
+def _readably(report: WindowReport) -> WindowReport:
+    """A report whose wires have names without what `torch.compile` adds, as all else has them."""
+    sites = {name: replace(one, site=_named(one.site)) for name, one in report.sites.items()}
+    return replace(report, sites=sites)
+
+
+def _named(site: Site) -> Site:
+    if not any("_orig_mod" in name for w in (*site.producers, *site.consumers) for name in w.names):
+        return site
+    return replace(
+        site,
+        producers=tuple(map(_wire, site.producers)),
+        consumers=tuple(map(_wire, site.consumers)),
+        known_consumers=tuple(map(_wire, site.known_consumers)),
+    )
+
+
+def _wire(wire: Wire) -> Wire:
+    weight, bias = (name and readable(name) for name in (wire.weight, wire.bias))
+    return replace(wire, weight=weight, bias=bias)
 
 
 class Adviser:

@@ -31,9 +31,10 @@ from which on a warning is due. A chain of eight layers as torch initialises the
 AlexNet's, leaves 2e-3 and trains."""
 
 POWER = {
-    **dict.fromkeys(("ReLU", "ReLU6", "LeakyReLU", "PReLU", "Hardswish", "RReLU"), 0.5),
+    **dict.fromkeys(("ReLU", "ReLU6", "LeakyReLU", "PReLU", "RReLU"), 0.5),
     **dict.fromkeys(("GELU", "Mish"), 0.43),
     "SiLU": 0.36,
+    "Hardswish": 0.33,
     "ELU": 0.65,
     "CELU": 0.65,
     "SELU": 1.0,

@@ -17,6 +17,10 @@ HORIZON = 1000
 PULL = 0.5
 """Share of a bias that decay takes in `HORIZON` steps from which on it is a warning."""
 
+_PULLING = {"SGD": "at least ", "AdamW": ""}
+"""Optimizers of which decay takes a share of a parameter off in each step; momentum, of which rules
+know nothing, makes that more. The others divide it by the size of the gradient."""
+
 ABOVE = 10.0
 """Times the median of all weights by which one has to be updated more to stand out."""
 
@@ -45,22 +49,25 @@ def decay_on_biases(facts: Facts) -> Iterator[Hit]:
 
 
 def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
-    pulls = [one.lr * one.decay for one in own.values() if math.isfinite(one.lr)]
-    pull = -math.expm1(HORIZON * math.log1p(-min(max(pulls, default=0.0), 0.999)))
-    decay = max(one.decay for one in own.values())
+    numbers = {"decay": max(one.decay for one in own.values())}
     helped = _held_down(facts, own)
     message = (
-        f"{optimizer} decays {len(own)} {_biases(len(own))} by {decay:.2g} ({listed(list(own))})"
+        f"{optimizer} decays {len(own)} {_biases(len(own))} by {numbers['decay']:.2g} "
+        f"({listed(list(own))})"
     )
-    if optimizer in ("SGD", "AdamW"):
-        message += f", which takes {percent(pull)} off in {HORIZON} steps, gradients aside"
+    pulls = [one.lr * one.decay for one in own.values() if math.isfinite(one.lr)]
+    if optimizer in _PULLING and pulls:
+        pull = numbers["pull"] = -math.expm1(HORIZON * math.log1p(-min(max(pulls), 0.999)))
+        least = _PULLING[optimizer]
+        message += f", which takes {least}{percent(pull)} off in {HORIZON} steps, gradients aside"
     if helped:
         message += (
             f"; it pulls up the negative biases of {helped} dead units: leave it until they live"
         )
-    severity: Severity = "warning" if pull >= PULL and not helped else "info"
+    warn = numbers.get("pull", 0) >= PULL and not helped
+    severity: Severity = "warning" if warn else "info"
     code = "deadwatch.NoBiasDecay().exempt(model, optimizer)  # or build it from .groups(model)"
-    return Hit(severity, tuple(own), message, {"decay": decay, "pull": pull}, code)
+    return Hit(severity, tuple(own), message, numbers, code)
 
 
 def _biases(count: int) -> str:

@@ -191,14 +191,13 @@ def fading(facts: Facts) -> Iterator[Hit]:
     norms = [(site, _norm(facts, site)) for site in facts.sites]
     known = [(site, norm) for site, norm in norms if norm is not None]
     for site, norm in known:
-        if not math.isfinite(norm) or norm == 0:
-            what = "no gradient comes back to" if norm == 0 else "the gradient is not finite at"
+        if norm == 0:
             # Layers that begin at zero let nothing through in the very first steps.
-            silent: Severity = "info" if facts.fresh else "warning"
-            severity: Severity = silent if norm == 0 else "error"
+            severity: Severity = "info" if facts.fresh else "warning"
             code = "# look at the layers behind it: one of them passes nothing on"
-            yield Hit(severity, (site.name,), f"{what} {site.name}", {"norm": norm}, code)
-    alive = [(site, norm) for site, norm in known if norm and math.isfinite(norm)]
+            message = f"no gradient comes back to {site.name}"
+            yield Hit(severity, (site.name,), message, {"norm": norm}, code)
+    alive = [(site, norm) for site, norm in known if norm]
     if len(alive) > 2:
         yield from _fading(alive)
 
