@@ -228,6 +228,46 @@ def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> 
     assert behind.message.endswith("about then, those of a layer before them by more")
 
 
+def test_units_that_were_dead_when_advice_began_are_not_said_to_be_dead_from_birth() -> None:
+    """A run is resumed with advice that had none; nobody knows when its units were open."""
+    torch.manual_seed(0)
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def window(watch: Watch) -> WindowReport:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(rows()).square().mean().backward()
+            optimizer.step()
+            watch.step()
+        return watch.close_window()
+
+    with Watch(model, optimizer=optimizer) as watch:
+        window(watch)
+        state = watch.state_dict()
+    for _ in range(2):  # and what is not known then is not known in a run resumed from it
+        resumed = Watch(model, optimizer=optimizer, advice=True)
+        resumed.load_state_dict(state)
+        with resumed:
+            last = window(resumed)
+            state = resumed.state_dict()
+        assert [death.cause for death in last.deaths] == ["unknown"]
+        message = by("DW506", list(last.findings))[0].message
+        assert message.startswith(
+            "2 of 8 units of 1 are dead: what their pre-activations were before was not measured"
+        )
+
+
+@pytest.mark.filterwarnings("ignore:not seen in window 0")
+def test_a_first_window_without_a_step_hides_no_birth() -> None:
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1)
+    with Watch(model, advice=True) as watch:
+        watch.close_window()
+        model(rows())
+        watch.step()
+        assert [death.cause for death in watch.close_window().deaths] == ["birth"]
+
+
 def test_values_that_explode_raise_no_warning_of_numpy() -> None:
     """Sums of them are infinite, and a share of infinity is no number."""
     model = deep(2, 8)

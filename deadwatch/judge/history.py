@@ -88,6 +88,7 @@ class History:
         self._rows: list[Mapping[str, Rows]] = []  # at the ends of the last two windows
         self._window = (-1, -1)
         self._gauges = Gauges()
+        self._whole = True  # whether the run has been followed from its first window on
 
     def begin(self, rows: Mapping[str, Rows]) -> None:
         """Take in what makes the units before the first window, if that is known."""
@@ -95,6 +96,8 @@ class History:
 
     def follow(self, report: WindowReport) -> tuple[Death, ...]:
         """Take in a window; returns how the units that are dead in it have died."""
+        if self._window[0] < 0:  # nothing was followed before
+            self._whole = report.window.index == 0
         gauges = report.gauges or Gauges()
         moved = Moved([*self._rows, gauges.rows])
         deaths: list[Death] = []
@@ -145,7 +148,7 @@ class History:
             known = silent & (seen >= units.first)
             units.first[known] = seen[known]
         fall = Fall(
-            born=units.opened[silent] < 0,
+            born=(units.opened[silent] < 0) & self._whole,
             first=units.first[silent],
             last=units.last[silent],
             before=units.before[silent],
@@ -162,7 +165,7 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
         own = {"units": self._units, "rows": self._rows, "gauges": self._gauges}
-        return to_plain({**own, "window": self._window})  # type: ignore[no-any-return]
+        return to_plain({**own, "window": self._window, "whole": self._whole})  # type: ignore[no-any-return]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
@@ -170,6 +173,7 @@ class History:
         self._rows = from_plain(list[Mapping[str, Rows]], state["rows"])
         self._gauges = from_plain(Gauges, state["gauges"])
         self._window = from_plain(tuple[int, int], state["window"])
+        self._whole = from_plain(bool, state["whole"])
 
 
 def _figures(site: SiteReport, rows: Rows | None) -> Floats:
