@@ -16,6 +16,11 @@ from deadwatch.judge.advice.facts import Facts
 from tests.advised import advised, by, deep, rows, signals
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)  # no unit is born dead but by intent
+
+
 def only(rule: str, model: nn.Module, x: Tensor | None = None, **arguments: Any) -> Finding:
     (found,) = by(rule, advised(model, x, **arguments))
     return found
@@ -186,7 +191,6 @@ def trained(
 
 def test_units_whose_data_do_not_vary_any_more_are_left_behind_by_them() -> None:
     """The data become zero: what is left is the bias, which may be above the mean as it was."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
     last = trained(model, windows=3, disturb=lambda step, x: x if step < 10 else x * 0)[-1]
     assert {death.cause for death in last.deaths} == {"data"}
@@ -211,7 +215,6 @@ def test_no_mean_is_said_to_have_fallen_that_rose() -> None:
 
 
 def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
     )
@@ -230,7 +233,6 @@ def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> 
 
 def test_units_that_were_dead_when_advice_began_are_not_said_to_be_dead_from_birth() -> None:
     """A run is resumed with advice that had none; nobody knows when its units were open."""
-    torch.manual_seed(0)
     model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1, 2)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
 
