@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, Finding, Watch, WindowReport, advise, scan
+from deadwatch import ConfigError, Finding, Policy, Recycle, Watch, WindowReport, advise, scan
 from deadwatch.judge.advice import cost
 from deadwatch.judge.advice.facts import Facts
+from deadwatch.judge.history import History
+from deadwatch.records import Death, Gauges
 from tests.advised import advised, by, deep, rows, signals
 
 
@@ -258,6 +261,46 @@ def test_units_that_were_dead_when_advice_began_are_not_said_to_be_dead_from_bir
         assert message.startswith(
             "2 of 8 units of 1 are dead: what their pre-activations were before was not measured"
         )
+
+
+def test_what_a_treatment_moved_is_not_told_as_drift_of_the_training() -> None:
+    model = shut(deep(2, 16), *range(16))
+    seen: list[int] = []
+
+    class Told(History):
+        def interrupt(self) -> None:
+            super().interrupt()
+            seen.append(len(self._rows))
+
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    watch = Watch(model, optimizer=optimizer, advice=True, policy=Policy(Recycle(), when=0.5))
+    watch._adviser._history = Told()
+    with watch:
+        model(rows(400)).square().mean().backward()
+        optimizer.step()
+        watch.step()
+        assert watch.close_window().treatments
+    assert seen[-1] == 0
+
+
+@pytest.mark.parametrize(("treated", "cause"), [(False, "weights"), (True, "unknown")])
+def test_units_that_die_right_after_a_treatment_have_no_cause(treated: bool, cause: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def lower(step: int, x: Tensor) -> Tensor:
+        if step == 20:
+            with torch.no_grad():
+                model.get_parameter("0.weight")[:] = -0.1
+        return x.abs() + 1
+
+    nn.init.constant_(model.get_parameter("0.weight"), 0.1)
+    history, deaths = History(), list[Death]()
+    for report in trained(model, windows=4, disturb=lower):
+        if treated:
+            history.interrupt()
+        measured = replace(report.gauges or Gauges(), updates={})  # which saw that step
+        deaths += history.follow(replace(report, gauges=measured))
+    assert {death.cause for death in deaths} == {cause}
 
 
 @pytest.mark.filterwarnings("ignore:not seen in window 0")
