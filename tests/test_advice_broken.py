@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -311,6 +312,20 @@ def test_a_first_window_without_a_step_hides_no_birth() -> None:
         model(rows())
         watch.step()
         assert [death.cause for death in watch.close_window().deaths] == ["birth"]
+
+
+@pytest.mark.parametrize("value", [1e38, math.inf, math.nan])
+def test_weights_that_explode_raise_no_warning_of_numpy(value: float) -> None:
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1)
+    history, reports = History(), trained(model, windows=5)
+    for index, report in enumerate(reports):
+        gauges = report.gauges or Gauges()
+        row = gauges.rows["1"]
+        if index > 1:
+            what = (-1) ** index * value
+            row = replace(row, bias=row.bias + what, sketch=row.sketch + what)
+        deaths = history.follow(replace(report, gauges=replace(gauges, rows={"1": row})))
+        assert [death.cause for death in deaths] == ["birth"]
 
 
 def test_values_that_explode_raise_no_warning_of_numpy() -> None:

@@ -85,7 +85,7 @@ class Moved:
 
 def _distance(earlier: Rows, later: Rows) -> Floats:
     """How far rows are apart, biases included, relative to them (C,)."""
-    sunk = np.nan_to_num(later.bias - earlier.bias)
+    sunk = np.nan_to_num(later.bias - earlier.bias, posinf=np.inf, neginf=-np.inf)
     apart = np.sqrt(np.square(later.sketch - earlier.sketch).sum(1) + np.square(sunk))
     found: Floats = apart / np.maximum(earlier.size, np.finfo(np.float32).tiny)
     return found

@@ -101,6 +101,7 @@ class History:
         """
         self._rows = []
 
+    @np.errstate(over="ignore", invalid="ignore")  # weights and values may have exploded
     def follow(self, report: WindowReport) -> tuple[Death, ...]:
         """Take in a window; returns how the units that are dead in it have died."""
         if self._window[0] < 0:  # nothing was followed before
@@ -201,7 +202,7 @@ def _told(site: SiteReport, units: Units) -> Iterator[Death]:
         steps = int(units.first[own].min()), int(units.last[own].max())
         moved = units.moved[own]
         if np.isfinite(moved).any():
-            after["moved"] = float(np.nanmean(moved))
+            after["moved"] = float(moved[np.isfinite(moved)].mean())
         weight, update = "", None
         if CAUSES[cause] == "update":
             weight, update = units.culprits[window]
