@@ -17,6 +17,10 @@ HORIZON = 1000
 PULL = 0.5
 """Share of a bias that decay takes in `HORIZON` steps from which on it is a warning."""
 
+TOLD = 0.05
+"""The same from which on it is told at all: at the decay that AdamW is mostly used with, neither harm
+nor help was seen."""
+
 _PULLING = {"SGD": "at least ", "AdamW": ""}
 """Optimizers of which decay takes a share of a parameter off in each step; momentum, of which rules
 know nothing, makes that more. The others divide it by the size of the gradient."""
@@ -45,7 +49,9 @@ def decay_on_biases(facts: Facts) -> Iterator[Hit]:
     }
     for optimizer in dict.fromkeys(one.optimizer for one in decayed.values()):
         own = {name: one for name, one in decayed.items() if one.optimizer == optimizer}
-        yield _decayed(facts, optimizer, own)
+        hit = _decayed(facts, optimizer, own)
+        if hit.numbers.get("pull", 1.0) >= TOLD:
+            yield hit
 
 
 def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
