@@ -24,6 +24,7 @@ figures: $(VENV)/.test
 	$(BIN)/python -m benchmarks.efficacy
 	$(BIN)/python -m benchmarks.false_alarms --write
 	$(BIN)/python -m benchmarks.by_cause --write
+	$(BIN)/python -m benchmarks.harm --write
 	$(BIN)/python -m examples.recipes --write
 	$(BIN)/python -m benchmarks.overhead --out benchmarks/overhead.json
 	$(BIN)/python -m benchmarks.scale --out benchmarks/scale.json

@@ -135,10 +135,11 @@ def table(counts: Counts) -> str:
         ["healthy architectures", *(str(len(counts)) for _ in parts)],
         ["looked at", _looks(all_of_them), _windows(all_of_them)],
         ["**false alarms**", *(f"**{sum(map(alarms, part))}**" for part in parts)],
+        ["architectures with any", *(str(sum(alarms(one) > 0 for one in part)) for part in parts)],
     ]
     for kind in sorted({kind for part in parts for one in part for kind in one}, key=_order):
         spoken = (sum(kind in one for one in part) for part in parts)
-        rows.append([f"{kind}: in", *map(str, spoken)])
+        rows.append([f"architectures with {kind}", *map(str, spoken)])
     return markdown(rows)
 
 

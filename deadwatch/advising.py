@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from deadwatch.errors import AdviceFailedWarning, ConfigError
@@ -59,7 +60,25 @@ def advise(
         )
     ignore = check_ignore(ignore)
     model, optimizers = unwrapped(model), optimizers_of(optimizer)
+    _check_fits(model, report)
     return _findings(model, report, optimizers, ignore)
+
+
+def _check_fits(model: nn.Module, report: WindowReport | None) -> None:
+    """Refuse a report of another model: what it says of weights would be told of these."""
+    shapes = {readable(n): tuple(p.shape) for n, p in model.named_parameters() if not is_lazy(p)}
+    sites = () if report is None else tuple(one.site for one in report.values())
+    for wire in (wire for site in sites for wire in (*site.producers, *site.consumers)):
+        name = readable(wire.weight or "")
+        shape = shapes.get(name)
+        if wire.weight is None or (shape and len(shape) != len(wire.shape)):  # or as it is sharded
+            continue
+        if shape is None or (0 not in shape and shape != wire.shape):
+            has = "has no such weight" if shape is None else f"has one of shape {shape}"
+            raise ConfigError(
+                f"the report knows a weight {name!r} of shape {wire.shape}, and the model {has}; "
+                "expected a report of this model as it is now: scan it again"
+            )
 
 
 def _findings(

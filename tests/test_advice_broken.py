@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import Finding, WindowReport, advise, scan
+from deadwatch import ConfigError, Finding, Watch, WindowReport, advise, scan
 from tests.advised import advised, by, deep, rows, signals
 
 
@@ -57,6 +59,27 @@ def test_no_theory_of_births_for_units_that_read_a_part_of_the_inputs() -> None:
     assert numbers["expected"] == (numbers["dead"] + numbers["always_open"]) / 2
 
 
+@pytest.mark.parametrize("ignore", [None, 3])
+def test_what_is_no_list_of_patterns_is_refused(ignore: Any) -> None:
+    with pytest.raises(ConfigError, match="expected a list of ids of findings, such as"):
+        advise(deep(1, 4), ignore=ignore)
+
+
+def test_a_report_of_another_model_is_refused() -> None:
+    report = scan(deep(2, 4), [rows()])
+    with pytest.raises(ConfigError, match=r"'0.weight' of shape \(4, 6\), .* has no such weight"):
+        advise(nn.Identity(), report=report)
+    with pytest.raises(ConfigError, match=r"the model has one of shape \(8, 6\); .* scan it again"):
+        advise(deep(2, 8), report=report)
+
+
+def test_a_report_of_a_model_with_compiled_parts_is_one_of_that_model() -> None:
+    model = deep(2, 4)
+    model[2].compile(backend="eager")
+    wrapped = nn.Sequential(torch.compile(model, backend="eager"), nn.Linear(3, 2))
+    assert advise(wrapped, report=scan(wrapped, [rows()]))
+
+
 # ── what findings say ───────────────────────────────────────────────────────────────────
 
 
@@ -67,6 +90,18 @@ def test_one_unit_is_dead_and_two_are() -> None:
 
     assert told(1).startswith("1 of 8 units of 1 is dead")
     assert told(1, 2).startswith("2 of 8 units of 1 are dead")
+
+
+def test_one_bias_is_decayed_and_two_are() -> None:
+    model = deep(1, 4)
+    for weights, told in ((model[:1], "1 bias or norm parameter by"), (model, "2 biases and norm")):
+        decayed = torch.optim.SGD(weights.parameters(), 0.1, weight_decay=0.1)
+        assert f"SGD decays {told}" in only("DW301", model, optimizer=decayed).message
+
+
+def test_none_is_told_as_none() -> None:
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1)
+    assert "and 0% are open for all" in only("DW203", model, rows()).message
 
 
 def test_an_input_that_does_not_vary_is_told_so() -> None:
@@ -117,3 +152,83 @@ def test_a_head_behind_a_flatten_multiplies_once_a_sample() -> None:
     most = 8 * 3 * 4 * 28 + 4 * 28 * 5 + 5 * 20
     least = 2 * (4 * 28 + 20)
     assert compute(report, model, "4") == pytest.approx(least / most)
+
+
+# ── runs ────────────────────────────────────────────────────────────────────────────────
+
+
+def trained(
+    model: nn.Module,
+    *,
+    windows: int,
+    steps: int = 10,
+    lr: float = 1e-4,
+    disturb: Callable[[int, Tensor], Tensor] = lambda step, x: x,
+    **arguments: Any,
+) -> list[WindowReport]:
+    """The windows of a training, of which ``disturb`` changes the data or the model."""
+    optimizer = torch.optim.SGD(model.parameters(), lr)
+    watch = Watch(model, optimizer=optimizer, advice=True, stats_every_n_steps=2, **arguments)
+    reports = []
+    with watch:
+        for step in range(windows * steps):
+            x = disturb(step, rows(400))
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            watch.step()
+            if step % steps == steps - 1:
+                reports.append(watch.close_window())
+    return reports
+
+
+def test_units_whose_data_do_not_vary_any_more_are_left_behind_by_them() -> None:
+    """The data become zero: what is left is the bias, which may be above the mean as it was."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
+    last = trained(model, windows=3, disturb=lambda step, x: x if step < 10 else x * 0)[-1]
+    assert {death.cause for death in last.deaths} == {"data"}
+    assert sum(len(death.units) for death in last.deaths) == last["1"].dead.sum() > 4
+
+
+def test_no_mean_is_said_to_have_fallen_that_rose() -> None:
+    def narrow(step: int, x: Tensor) -> Tensor:
+        return x if step < 10 else x * 0.02 - x.new_tensor([0.3, 0, 0, 0, 0, 0])
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:] = torch.eye(6)[0] * -1
+        model.get_parameter("0.bias")[:] = -0.4
+    (found,) = by("DW504", list(trained(model, windows=3, disturb=narrow)[-1].findings))
+    assert found.numbers["mean_before"] < found.numbers["mean_after"]
+    assert "fell" not in found.message
+    assert (
+        "mean pre-activation went -0.35 → -0.099, its standard deviation 0.97 → 0.019"
+        in found.message
+    )
+
+
+def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
+    )
+
+    def drift(step: int, x: Tensor) -> Tensor:
+        if step >= 10:
+            with torch.no_grad():
+                model.get_parameter("0.weight")[:] += 0.02
+                model.get_parameter("0.bias")[:] += 0.2
+        return x
+
+    found = by("DW505", list(trained(model, windows=4, disturb=drift)[-1].findings))
+    (behind,) = (finding for finding in found if finding.where == ("3",))
+    assert behind.message.endswith("about then, those of a layer before them by more")
+
+
+def test_values_that_explode_raise_no_warning_of_numpy() -> None:
+    """Sums of them are infinite, and a share of infinity is no number."""
+    model = deep(2, 8)
+    nn.init.constant_(model.get_parameter("0.weight"), 1e38)
+    report = scan(model, [rows()])
+    assert np.isnan(report["1"].dormancy).any()

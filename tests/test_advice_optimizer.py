@@ -21,6 +21,12 @@ from deadwatch.judge.causes import LEAP, RUSH
 from tests.advised import advised, by, rows, run_code, tdnn, trained
 from tests.nets import mlp
 
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 # ── DW301 ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -75,7 +81,8 @@ def test_decay_of_biases_is_a_warning_from_half_a_bias_on(times: float, severity
 def test_decay_that_pulls_up_the_biases_of_dead_units_is_left_to_do_so() -> None:
     model = mlp()
     with torch.no_grad():
-        model.get_parameter("0.bias")[:5] = -100
+        model.get_parameter("2.bias").fill_(1)
+        model.get_parameter("0.bias").fill_(1)[:5] = -100
         model.get_parameter("0.weight")[5] = 0  # dead for its weights: its bias is no reason
         model.get_parameter("0.bias")[5] = 0
     optimizer = SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -274,12 +281,12 @@ def test_the_rate_at_which_units_died_is_named_with_its_window_and_steps() -> No
 
 
 def test_where_few_units_died_of_a_rate_it_is_only_told() -> None:
-    _, _, reports = spiked(77)
+    model, _, reports = spiked(77)
     died = reports[-1].deaths[0]
     few = replace(died, units=died.units[:2])
     sites = {"1": replace(reports[-1]["1"], state=np.where(np.arange(48) < 2, 2, 5), harmful=False)}
     report = replace(reports[-1], deaths=(few,), sites=sites)
-    (finding,) = by("DW303", advise(nn.Sequential(), report=report))
+    (finding,) = by("DW303", advise(model, report=report))
     assert (finding.severity, finding.numbers["units"]) == ("info", 2)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deadwatch import ConfigError, Recycle, Remedy, Swap, ThermalKick, Watch
+from deadwatch import ConfigError, DeadWatch, Recycle, Remedy, Swap, ThermalKick, Watch
 from deadwatch.observe.gauges import Gauging
 from deadwatch.observe.updates import SAMPLES, Updates
 from deadwatch.records import Gauges, WindowReport
@@ -21,6 +23,7 @@ from deadwatch.treat.guard import LOOK
 from tests import nets
 from tests.clinic import Patient
 from tests.dispatches import counted
+from tests.fitting import fit
 from tests.resuming import same
 
 
@@ -332,7 +335,7 @@ def test_last_open_is_that_of_a_brute_force_record(every: int) -> None:
     model = Two()
     with torch.no_grad():
         model.up.bias[0] = -100.0
-        model.up.bias[1:6] = -1.6  # open now and then
+        model.up.bias[1:6] = -1.1  # open now and then
     sizes = {"act": 9, "relu": 4}
     last = {name: np.full(size, -1) for name, size in sizes.items()}
     with Watch(model, advice=True, stats_every_n_steps=every) as watch:
@@ -350,6 +353,42 @@ def test_last_open_is_that_of_a_brute_force_record(every: int) -> None:
             for name in sizes:
                 assert found[name].tolist() == last[name].tolist()
     assert last["act"][0] == -1
+    assert len(set(last["act"].tolist())) > 2
+
+
+def test_last_open_is_read_from_compiled_graphs_too() -> None:
+    torch.manual_seed(0)
+    model = nets.mlp()
+    with torch.no_grad():
+        model[0].bias[0] = -100.0
+        model[0].bias[1:6] = -1.1
+    last: dict[str, Any] = {"1": np.full(16, -1), "3": np.full(16, -1)}
+    compiled = torch.compile(model, backend="eager")
+    with Watch(compiled, advice=True, stats_every_n_steps=3) as watch:
+        for _ in range(2):
+            for step in range(7):
+                x = torch.randn(20, 12, generator=torch.Generator().manual_seed(watch.steps))
+                for name in last if step % 3 == 0 else ():
+                    with torch.no_grad():
+                        z = copy.deepcopy(model)[: int(name)].eval()(x)
+                    last[name][(z > 0).any(0).numpy()] = watch.steps
+                train(compiled, watch, 1)
+            found = gauges_of(watch.close_window()).last_open
+            for name, expected in last.items():
+                assert found[name].tolist() == expected.tolist()
+    assert last["1"][0] == -1
+    assert len(set(last["1"].tolist())) > 2
+
+
+def test_under_lightning_all_gauges_are_read(tmp_path: Path) -> None:
+    callback = DeadWatch(advice=True, gradients=True, window=4)
+    fit([callback], tmp_path, accumulate_grad_batches=2)
+    assert callback.report is not None
+    gauges = gauges_of(callback.report)
+    assert {update.steps for update in gauges.updates.values()} == {2}
+    assert gauges.inputs.keys() == gauges.updates.keys()
+    assert gauges.rows.keys() == gauges.gradients.keys() == gauges.last_open.keys()
+    assert gauges.rates == ((1e-3, 1e-3),)
 
 
 def test_rates_are_the_lowest_and_the_highest_of_the_window() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 from deadwatch import Rules, Watch
 from deadwatch.errors import UnseenSiteWarning
@@ -101,6 +104,31 @@ def resumed(state: Any, weights: Any) -> Gauges:
     return gauges
 
 
+def sharded(
+    gauged: bool, before: Callable[[Any], None] = lambda model: None
+) -> tuple[Gauges | None, dict[str, Tensor]]:
+    """A model cut over the ranks by ``fully_shard``, and the same whole where there is one."""
+    model = net()
+    before(model)
+    if dist.is_initialized():
+        for index in (0, 2, 4):
+            fully_shard(model[index])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    with watched(model, gauged=gauged) as watch:
+        for step in range(4):
+            optimizer.zero_grad()
+            model(batch(step)).square().sum().backward()
+            optimizer.step()
+            before(model)
+            watch.step()
+        gauges = watch.close_window().gauges
+    whole = {
+        name: value.full_tensor() if hasattr(value, "full_tensor") else value
+        for name, value in model.state_dict().items()
+    }
+    return gauges, whole
+
+
 SCRIPT = """
 import os, pickle, sys
 from pathlib import Path
@@ -115,6 +143,8 @@ result = here.run(folder, rank)
 result["same"] = here.resumed(result["state"], result["weights"])
 result["merged"] = here.merged_when_saved()
 one = torch.load(folder / "one.pt", weights_only=True)
+result["sharded"] = here.sharded(True)
+result["sharded, bare"] = here.sharded(False)
 result["of one"] = here.resumed(one["state"], one["weights"])
 with open(folder / f"rank{rank}.pkl", "wb") as file:
     pickle.dump(result, file)
@@ -233,6 +263,31 @@ def test_a_state_that_was_merged_when_saved_holds_the_gauges_of_all(
         assert_alike(read, whole, inputs=True)
         assert whole.updates
         assert whole.gradients
+
+
+def test_of_sharded_weights_each_rank_follows_its_part(ranks: list[dict[str, Any]]) -> None:
+    kept: list[dict[str, Tensor]] = []
+    expected, _ = sharded(
+        True, lambda m: kept.append({n: p.clone() for n, p in m.state_dict().items()})
+    )
+    assert expected is not None
+    assert len(expected.updates) == 3
+    for rank in ranks:
+        found, weights = rank["sharded"]
+        assert differences(weights, rank["sharded, bare"][1]) == []
+        assert found.updates.keys() == expected.updates.keys()
+        for name, update in found.updates.items():
+            assert update.steps == expected.updates[name].steps == 4
+            parts = [
+                float((b - a).norm() / max(a.norm(), b.norm()))
+                for old, new in pairwise(kept)
+                for a, b in zip(old[name].chunk(2), new[name].chunk(2), strict=True)
+            ]
+            assert update.mean == pytest.approx(np.mean(parts), rel=1e-3)
+            assert update.peak == pytest.approx(max(parts), rel=1e-3)
+        assert found.gradients == pytest.approx(expected.gradients, rel=1e-3)
+        assert found.rows == {}  # no process has the whole weights
+        assert differences(found, ranks[0]["sharded"][0]) == []
 
 
 # ── the arrays alone ────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,8 @@ pytestmark = [
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
-def test_a_step_never_waits_for_the_device(half: bool) -> None:
+@pytest.mark.parametrize("advice", [False, True], ids=["watched", "advised"])
+def test_a_step_never_waits_for_the_device(half: bool, advice: bool) -> None:
     model = conv(2, norm=True, inplace=True).cuda()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x = images(2).cuda()
@@ -36,7 +37,7 @@ def test_a_step_never_waits_for_the_device(half: bool) -> None:
             out: Tensor = model(x)
         return out.float().square().mean()
 
-    with Watch(model, stats_every_n_steps=2) as watch:
+    with Watch(model, stats_every_n_steps=2, advice=advice, gradients=advice) as watch:
         loss().backward()  # traced: may look around
         watch.step()
         torch.cuda.set_sync_debug_mode("error")

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks import by_cause
+from benchmarks import by_cause, harm
 from benchmarks.quoting import quote
 from benchmarks.results import load
+from benchmarks.scenarios import mlp
 from deadwatch import Watch, advise, scan
 from deadwatch.judge.advice.rule import all_rules
 from examples.recipes import (
@@ -138,14 +139,14 @@ def test_the_command_writes_a_recipes_table_into_the_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With a recipe that takes no time."""
-    run = Run(1.0, 0.5, frozenset({"DW303", "DW503"}), {"bias": 3, "data": 1})
+    run = Run(1.0, 0.5, frozenset({"DW303", "DW503"}), {"bias": 30, "data": 10, "birth": 1})
     recipe = Recipe("A name", "points", lambda arm, seed, small: run, {"one": None})
     monkeypatch.setitem(recipes.RECIPES, "gan_generator", recipe)
     written: dict[str, str] = {}
     monkeypatch.setattr(recipes, "write", written.__setitem__)
     recipes.main(["--only", "gan_generator", "--seeds", "2", "--write"])
     cells = [cell.strip() for cell in written["gan_generator"].splitlines()[-1].split("|")]
-    assert cells[1:-1] == ["one", "1.0 ± 0.0", "50 ± 0 %", "bias 75%, data 25%", "DW303"]
+    assert cells[1:-1] == ["one", "1.0 ± 0.0", "50 ± 0 %", "bias 73%, data 24%", "DW303"]
     assert written["gan_generator"] in capsys.readouterr().out
 
 
@@ -187,6 +188,48 @@ def test_the_measured_tables_bear_out_what_is_said_below_them() -> None:
     dead = means("continual_learning", column=3)
     assert dead[2] == 0
     assert abs(dead[3] - dead[0]) < 10
+
+
+def harms() -> dict[int, list[tuple[float, float]]]:
+    """By width, for each share: points above the whole network, left dead and revived."""
+    table = DYING.partition("<!-- harm -->")[2].partition("<!-- /harm -->")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if "(" in line]
+    cell = re.compile(r"([+-][\d.]+) \(([+-][\d.]+)\)")
+    return {
+        int(width): [(float(left), float(back)) for left, back in cell.findall("".join(cells))]
+        for width, *cells in rows
+    }
+
+
+def test_harm_follows_the_live_units_left_and_reviving_undoes_it() -> None:
+    found = harms()
+    assert list(found) == list(harm.WIDTHS)
+    left = {width: [points for points, _ in row] for width, row in found.items()}
+    assert all(len(row) == len(harm.SHARES) for row in left.values())
+    assert left[16][2] < -10 < -2 < left[64][2]  # at the same ratio
+    assert min(back for row in found.values() for _, back in row) > -1.0
+
+
+def test_what_is_killed_is_dead_and_stays_so() -> None:
+    torch.manual_seed(0)
+    x = digits()[0]
+    model = mlp(nn.ReLU, (64, 16, 16, 10))
+    harm.kill(model, 0.75)
+    report = scan(model, [x])
+    assert all(site.dead[:12].all() for site in report.values())
+    assert not report["1"].dead[12:].any()
+    nn.functional.cross_entropy(model(x), digits()[2]).backward()
+    assert not model[0].weight.grad[:12].any()
+
+
+def test_the_command_of_harm_prints_its_table(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, small in {"WIDTHS": (4,), "SHARES": (0.5,), "EPOCHS": 2, "KILLED_AFTER": 1}.items():
+        monkeypatch.setattr(harm, name, small)
+    harm.trained.cache_clear()
+    harm.main(["--seeds", "1"])
+    assert re.search(r"\| 4 +\| [+-][\d.]+ \([+-][\d.]+\) \|", capsys.readouterr().out)
 
 
 def test_the_document_quotes_what_by_cause_prints() -> None:

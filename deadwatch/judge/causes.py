@@ -8,7 +8,8 @@ b'). The evidence is weighed in this order:
   `LEAP` times what the others did, and it was last seen open at about that step; or all steps moved
   them by more than `RUSH`: *update*;
 - its bias fell by at least half of what its mean fell: *bias*;
-- neither its row nor a layer before it moved much, and its mean fell all the same: *data*;
+- neither its row nor a layer before it moved much, and its mean fell all the same, or it hardly
+  varies any more: *data*;
 - its row, or a layer before it, moved by `SWAY` and more: *weights*.
 """
 
@@ -37,6 +38,9 @@ SWAY = 0.1
 
 _FALL = 0.25
 """Standard deviations by which a mean pre-activation has to fall to have closed a gate."""
+
+_CALM = 0.25
+"""Share of its former standard deviation below which a pre-activation hardly varies any more."""
 
 _BEFORE, _AFTER = 64, 16
 """Steps before and after an update within which the units that it killed were seen open last: some
@@ -114,12 +118,13 @@ def causes_of(fall: Fall, update: Update | None) -> Ints:
     drop = fall.before[:, 0] - fall.after[:, 0]
     sunk = fall.before[:, 3] - fall.after[:, 3]
     known = drop > _FALL * fall.before[:, 1]  # not where it is NaN
+    changed = known | (fall.after[:, 1] < _CALM * fall.before[:, 1])
     still = ~(np.nan_to_num(fall.moved, nan=np.inf) >= SWAY) & (fall.upstream < SWAY)
     with np.errstate(invalid="ignore"):
         by_bias = known & (sunk >= 0.5 * drop)
     swayed = (fall.moved >= SWAY) | (fall.upstream >= SWAY)
     chosen = np.select(
-        [fall.born, _by_update(fall, update), by_bias, known & still, swayed],
+        [fall.born, _by_update(fall, update), by_bias, changed & still, swayed],
         [CAUSES.index(cause) for cause in ("birth", "update", "bias", "data", "weights")],
         CAUSES.index("unknown"),
     )

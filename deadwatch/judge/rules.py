@@ -219,7 +219,8 @@ def _dormancy(mean_abs: Floats, units: Ints, starts: Ints) -> Floats:
     # Not by `reduceat`, which rounds otherwise: a site's figures do not depend on its neighbours.
     total = np.array([sizes[start : start + n].sum() for start, n in spans])
     layer = np.repeat(_divide(total, np.add.reduceat(known, starts, dtype=np.int64)), units)
-    return np.divide(mean_abs, layer, out=np.zeros_like(mean_abs), where=layer != 0)
+    with np.errstate(invalid="ignore"):  # the sums of values that explode are infinite
+        return np.divide(mean_abs, layer, out=np.zeros_like(mean_abs), where=layer != 0)
 
 
 def _divide(total: Floats, count: Ints) -> Floats:

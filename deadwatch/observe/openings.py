@@ -95,7 +95,10 @@ def _line(
     """A line, with what is known of sites that have as many units as before."""
     last, before = [], []
     for name, size in units.items():
-        none = torch.full((size,), -1, device=device), torch.zeros(size, dtype=torch.int64)
+        none = (
+            torch.full((size,), -1, device=device),
+            torch.zeros(size, dtype=torch.int64, device=device),
+        )
         parts = known.get(name, none)
         parts = parts if len(parts[0]) == size else none
         last.append(parts[0].to(device))

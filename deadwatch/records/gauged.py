@@ -78,7 +78,8 @@ class Rows:
         bias: b, or β of the norm that stands last (C,); NaN where there is none.
         size: ‖w_i‖, or |γ_i| (C,).
         sketch: w_i in a few random directions (C, J), or γ_i alone: how far two of them are apart
-            is about how far the rows are (Johnson & Lindenstrauss 1984).
+            is about how far the rows are (Johnson & Lindenstrauss 1984). Behind a layer or group
+            norm it is of γ_i w_i / ‖w_i‖.
         normed: Whether a norm that standardises each unit stands last.
     """
 

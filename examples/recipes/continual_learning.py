@@ -43,7 +43,7 @@ def train(arm: Arm, seed: int, quick: bool) -> Run:
     optimizer = torch.optim.AdamW(model.parameters(), lr=arm.rate, weight_decay=arm.decay)
     scores: list[float] = []
     with Watch(model, optimizer=optimizer, policy=arm.policy, advice=True) as watch:
-        for _ in range(12 if quick else 20):
+        for _ in range(9 if quick else 20):
             pixels = torch.randperm(64)
             task = x[:, pixels]
             for _ in range(5):

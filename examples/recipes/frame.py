@@ -95,11 +95,13 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
 
 
 def died_of(runs: Sequence[Run]) -> str:
-    """The causes of death, the most frequent first, with their share of the dead units."""
+    """The causes of at least 5% of the deaths, the most frequent first, with their shares."""
     causes: Counter[str] = Counter()
     for run in runs:
         causes.update(run.causes)
-    shares = [f"{cause} {count / causes.total():.0%}" for cause, count in causes.most_common()]
+    whole = causes.total()
+    most = [(cause, n / whole) for cause, n in causes.most_common() if n >= 0.05 * whole]
+    shares = [f"{cause} {share:.0%}" for cause, share in most]
     return ", ".join(shares) or "–"
 
 

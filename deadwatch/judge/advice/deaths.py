@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from deadwatch.judge.advice.facts import Facts, are, figure, percent
 from deadwatch.judge.advice.rule import Hit, rule
+from deadwatch.judge.causes import SWAY
 from deadwatch.records import Cause, Death, Severity
 
 BEST: dict[Cause, tuple[str, float]] = {
@@ -59,6 +60,10 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
     return Hit(severity, (death.site,), message, numbers, code)
 
 
+def _it(death: Death) -> str:
+    return "it" if len(death.units) == 1 else "them"
+
+
 def _its(death: Death) -> str:
     return "its" if len(death.units) == 1 else "their"
 
@@ -77,6 +82,10 @@ def _from_to(death: Death, name: str) -> str:
 
 def _fell(death: Death) -> str:
     spread = death.before.get("std", math.nan)
+    mean, now = (one.get("mean", math.nan) for one in (death.before, death.after))
+    if mean <= now:  # it is closed since it varies by less, or by what was not measured
+        means, spreads = _from_to(death, "mean"), _from_to(death, "std")
+        return f"the mean pre-activation went {means}, its standard deviation {spreads}"
     within = f" (it varied by {figure(spread)})" if math.isfinite(spread) else ""
     return f"the mean pre-activation fell, {_from_to(death, 'mean')}{within}"
 
@@ -91,6 +100,12 @@ def _moved(death: Death) -> str:
     return (
         "" if moved is None else f", and {_its(death)} weights moved by {percent(moved)} about then"
     )
+
+
+def _before(death: Death) -> str:
+    """Where the layer itself did not move, another did."""
+    moved = death.after.get("moved", math.nan)
+    return f", those of a layer before {_it(death)} by more" if moved < SWAY else ""
 
 
 def _born(death: Death) -> str:
@@ -154,7 +169,7 @@ rule(
     reason="Their weights, or those before them, moved far within a window, and no single step "
     "stands out: the learning rate is high for them over a long time.",
     source="the evidence is this run's own; no benchmark isolates this cause",
-)(_found("weights", lambda death: f"{_fell(death)}{_moved(death)}"))
+)(_found("weights", lambda death: f"{_fell(death)}{_moved(death)}{_before(death)}"))
 
 rule(
     "DW506",

@@ -150,13 +150,10 @@ def is_a(step: str, kinds: tuple[str, ...]) -> bool:
     return step in kinds or step.rstrip("d").rstrip("123") in kinds
 
 
-def pools(site: Site) -> bool:
-    """Whether what reads a site's units reads them pooled, or some of it does."""
-    return any(is_a(step, POOLING) for trail in site.trails for step in trail)
-
-
 def percent(share: float) -> str:
     """A share for a sentence: small ones keep a digit."""
+    if not share:
+        return "0%"
     return f"{share:.0%}" if share >= 0.095 else f"{share:.1%}" if share >= 9.5e-4 else "under 0.1%"
 
 

@@ -20,7 +20,8 @@ def check_ignore(ignore: Sequence[str]) -> tuple[str, ...]:
     Raises:
         ConfigError: It is no list of patterns, or a pattern matches the id of no rule.
     """
-    if isinstance(ignore, str) or not all(isinstance(pattern, str) for pattern in ignore):
+    listed = isinstance(ignore, Iterable) and not isinstance(ignore, str)
+    if not listed or not all(isinstance(pattern, str) for pattern in ignore):
         raise ConfigError(
             f"ignore is {ignore!r}; expected a list of ids of findings, such as "
             "['DW203', 'DW1*@head.*']"

@@ -52,7 +52,7 @@ def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
     numbers = {"decay": max(one.decay for one in own.values())}
     helped = _held_down(facts, own)
     message = (
-        f"{optimizer} decays {len(own)} biases and norm parameters by {numbers['decay']:.2g} "
+        f"{optimizer} decays {len(own)} {_biases(len(own))} by {numbers['decay']:.2g} "
         f"({listed(list(own))})"
     )
     pulls = [one.lr * one.decay for one in own.values() if math.isfinite(one.lr)]
@@ -61,11 +61,17 @@ def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
         least = _PULLING[optimizer]
         message += f", which takes {least}{percent(pull)} off in {HORIZON} steps, gradients aside"
     if helped:
-        message += f"; it pulls up the negative biases of {helped} dead units: leave it until then"
+        message += (
+            f"; it pulls up the negative biases of {helped} dead units: leave it until they live"
+        )
     warn = numbers.get("pull", 0) >= PULL and not helped
     severity: Severity = "warning" if warn else "info"
     code = "deadwatch.NoBiasDecay().exempt(model, optimizer)  # or build it from .groups(model)"
     return Hit(severity, tuple(own), message, numbers, code)
+
+
+def _biases(count: int) -> str:
+    return "bias or norm parameter" if count == 1 else "biases and norm parameters"
 
 
 def _held_down(facts: Facts, decayed: dict[str, Parameter]) -> int:
