@@ -20,7 +20,7 @@ from deadwatch.judge.advice import deaths, initialisation, optimizer, statistics
 from deadwatch.judge.advice.facts import costly
 from deadwatch.judge.advice.rule import Rule, all_rules
 from deadwatch.judge.causes import LEAP, RUSH
-from deadwatch.records import SEVERITIES, Severity
+from deadwatch.records import SEVERITIES, Cause, Severity
 from deadwatch.treat.mending import _FIXERS
 
 FILE = Path(__file__).parent.parent / "docs" / "rules.md"
@@ -66,21 +66,27 @@ def _percent(share: float) -> str:
     return f"{share:.0%}"
 
 
+def _from(share: float) -> dict[Severity, str]:
+    return {"info": f"below {_percent(share)}", "warning": f"{_percent(share)} or more"}
+
+
 _LIMITS = Rules()
 _SITE, _WEIGHT, _BIAS = "block.act", "block.weight", "block.bias"
 _ORDER = "the model alone, if the layers stand in an `nn.Sequential`; else a report"
 _REPORT = "a report: of `scan`, or of a window"
+_FIRST = "a report of `scan`, or of the first window of a run"
 _WINDOW = "a window of `Watch(…, advice=True)`"
-_HARMFUL = "dead units do harm behind it (DW601)"
-_DIED = {
-    "info": "these units do no harm",
-    "warning": f"the site's dead units do harm (DW601), and {_percent(deaths._MANY)} of its units "
-    "or more died of this cause",
-}
+_HARMFUL = "the site's dead units do harm (DW601)"
 
 
-def _died(when: str, do: str) -> Entry:
-    grades: dict[Severity, str] = {"info": _DIED["info"], "warning": _DIED["warning"]}
+def _died(cause: Cause, when: str, do: str) -> Entry:
+    grades: dict[Severity, str] = {
+        "info": "otherwise",
+        "warning": f"{_HARMFUL}, and {_percent(deaths._MANY)} of its units or more died of this",
+    }
+    if cause in deaths.BEST:
+        remedy, points = deaths.BEST[cause]
+        do += f" Of all remedies `{remedy}` helped most where units died so: by {points:g} points."
     return Entry(when, grades, do, _WINDOW, _SITE)
 
 
@@ -88,7 +94,7 @@ ENTRIES: dict[str, Entry] = {
     "DW101": Entry(
         "The output of an activation goes into a norm (pooling and dropout in between do not "
         "count), and no norm stands between its layer and itself.",
-        {"info": "always", "warning": _HARMFUL},
+        {"info": "otherwise", "warning": _HARMFUL},
         "Layer, norm, activation, in this order.",
         _ORDER,
         _SITE,
@@ -127,7 +133,7 @@ ENTRIES: dict[str, Entry] = {
     ),
     "DW105": Entry(
         "Dropout, or pooling by averages, stands between a layer and its ReLU.",
-        {"info": "always", "warning": _HARMFUL},
+        {"info": "otherwise", "warning": _HARMFUL},
         "Let the activation come right behind its layer.",
         _ORDER,
         _SITE,
@@ -145,7 +151,7 @@ ENTRIES: dict[str, Entry] = {
         "activations that close on the negative side alone.",
         {"info": "the units do no harm so far", "warning": _HARMFUL + ", or they were not judged"},
         "Set the biases to zero.",
-        _REPORT + " of the first window",
+        _FIRST,
         _BIAS,
     ),
     "DW202": Entry(
@@ -159,8 +165,7 @@ ENTRIES: dict[str, Entry] = {
             "warning": "it lies beyond",
         },
         "Draw the weights by He et al. (for SELU: by LeCun et al.), or put norms in between.",
-        "the model alone, if the layers stand in an `nn.Sequential`; else a report of the first "
-        "window",
+        f"the model alone, if the layers stand in an `nn.Sequential`; else {_FIRST}",
         _WEIGHT,
     ),
     "DW203": Entry(
@@ -176,7 +181,7 @@ ENTRIES: dict[str, Entry] = {
         },
         "Where only closed ones are many: set the biases to zero. Where both are: centre the "
         "inputs (DW401).",
-        _REPORT + " of the first window",
+        _FIRST,
         _SITE,
     ),
     "DW301": Entry(
@@ -184,8 +189,8 @@ ENTRIES: dict[str, Entry] = {
         f"SGD or AdamW takes off in {optimizer.HORIZON} steps, 1 − (1 − lr · decay)^"
         f"{optimizer.HORIZON}, gradients aside; momentum makes that more.",
         {
-            "info": "it is less, or the optimizer is another one; or decay pulls up the negative "
-            "biases of dead units: leave it until then",
+            "info": f"that is below {_percent(optimizer.PULL)}, or the optimizer is another one; "
+            "or decay pulls up the negative biases of dead units: leave it until they live",
             "warning": f"that is {_percent(optimizer.PULL)} or more",
         },
         "`deadwatch.NoBiasDecay().exempt(model, optimizer)`, in a live optimizer, whose groups "
@@ -220,8 +225,8 @@ ENTRIES: dict[str, Entry] = {
         f"or more where that are the data, {statistics.OFF_CENTRE_WITHIN:g} or more where other "
         f"layers make it. Of fewer than {statistics._FEW} samples nothing is said.",
         {
-            "info": "below that, and where other layers make it",
-            "warning": f"the data: {statistics.OFF_CENTRE[1]:g} or more",
+            "info": f"the data, below {statistics.OFF_CENTRE[1]:g}; what other layers make",
+            "warning": f"the data, at {statistics.OFF_CENTRE[1]:g} or more",
         },
         "Subtract the mean of each feature, and divide by its standard deviation.",
         _REPORT,
@@ -246,7 +251,7 @@ ENTRIES: dict[str, Entry] = {
     "DW404": Entry(
         f"{_percent(statistics.SHUT[0])} of the elements or more of an activation that is flat at "
         "both ends (sigmoid, tanh and their like) lie in its flat ends.",
-        {"info": "below that", "warning": f"{_percent(statistics.SHUT[1])} or more"},
+        _from(statistics.SHUT[1]),
         "Smaller initial weights, or a norm before it.",
         _REPORT,
         _SITE,
@@ -254,7 +259,7 @@ ENTRIES: dict[str, Entry] = {
     "DW405": Entry(
         f"{_percent(statistics.COMA[0])} of the units or more of an ELU, GELU, SiLU or their like "
         "are saturated: never outside of the flat tail.",
-        {"info": "below that", "warning": f"{_percent(statistics.COMA[1])} or more"},
+        _from(statistics.COMA[1]),
         'Recycle them: `Policy(Recycle(), when=0.3, measure="saturated")`.',
         _REPORT,
         _SITE,
@@ -272,30 +277,37 @@ ENTRIES: dict[str, Entry] = {
         _SITE,
     ),
     "DW501": _died(
-        "Units were never open in this run.", "See DW104, DW201, DW203 and DW401 for the reason."
+        "birth",
+        "Units were never open in this run.",
+        "Mend what put them there.",
     ),
     "DW502": _died(
+        "update",
         "Units fell silent about when one step moved their layer, or one before it, by "
         f"{_percent(RUSH)} or more and {LEAP:g} times as far as the others of its window; or when "
         f"all steps moved it by {_percent(RUSH)} or more on average.",
-        "Clip gradients, warm the rate up or lower it; recycle the units.",
+        "Clip gradients, warm the rate up or lower it.",
     ),
     "DW503": _died(
+        "bias",
         "The bias of units that had lived fell, by at least half of what their mean pre-activation "
         "fell.",
         "A milder penalty on activity, or one that grows slowly; a lower rate.",
     ),
     "DW504": _died(
+        "data",
         "The mean pre-activation of units that had lived fell, and neither their weights nor a "
         "layer before them moved much.",
-        "Recycle them: what they had learned is for data that are gone.",
+        "Give them new weights: what they had learned is for data that are gone.",
     ),
     "DW505": _died(
+        "weights",
         "The weights of units that had lived, or a layer before them, moved far within a window, "
         "and no single step stands out.",
-        "A lower rate, or recycling.",
+        "A lower rate.",
     ),
     "DW506": _died(
+        "unknown",
         "Units that had lived died, and the evidence speaks for none of the other causes.",
         "Shorter windows, or statistics on more steps (`stats_every_n_steps`).",
     ),
