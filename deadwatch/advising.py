@@ -104,6 +104,8 @@ def _readably(report: WindowReport) -> WindowReport:
 
 
 def _named(site: Site) -> Site:
+    if not any("_orig_mod" in name for w in (*site.producers, *site.consumers) for name in w.names):
+        return site
     return replace(
         site,
         producers=tuple(map(_wire, site.producers)),

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-import numpy as np
-
-from deadwatch.judge.advice.facts import Facts, are, percent
+from deadwatch.judge.advice.facts import Facts, are, percent, pools
 from deadwatch.judge.advice.rule import Hit, rule
-from deadwatch.records import Site, SiteReport, Wire
+from deadwatch.records import SiteReport, Wire
 
 _MEASURED = (
     "a share of a two-layer network killed and left: of 16 units 25% cost 3 points and 50% cost "
@@ -65,7 +63,7 @@ def _cost(facts: Facts, found: SiteReport) -> str:
     if "parameters" in numbers:
         told += f", {percent(numbers['parameters'])} of all"
     if "compute" in numbers:
-        told += f", and take about {percent(numbers['compute'])} of the multiplications"
+        told += f", and take {percent(numbers['compute'])} of the multiplications"
     return told
 
 
@@ -78,47 +76,41 @@ def _numbers(facts: Facts, found: SiteReport) -> dict[str, float]:
     total = sum(math.prod(one.shape) for one in facts.parameters.values())
     if total:
         numbers["parameters"] = found.wasted / total
-    compute = _compute(facts, found)
-    if not math.isnan(compute):
-        numbers["compute"] = compute
+    work = _work(facts)
+    if everything := sum(work.values()):
+        idle = (_share(found, wire) * work.get(wire.weight or "", 0.0) for wire in _around(found))
+        numbers["compute"] = sum(idle) / everything
     return numbers
 
 
-def _compute(facts: Facts, found: SiteReport) -> float:
-    """Share of the multiplications of all layers around sites; NaN if some are not known."""
-    runs = _runs(facts)
-    reports = [one for site in facts.sites if (one := facts.seen(site)) is not None]
-    layers = {w.weight: w for one in reports for w in _wires(one.site) if w.weight is not None}
-    work = sum(math.prod(w.shape) * runs.get(name, math.nan) for name, w in layers.items())
-    dead = np.flatnonzero(found.dead)
-    wasted = sum(
-        len(wire.slices(dead)) // wire.block * wire.per_unit * runs.get(wire.weight, math.nan)
-        for wire in _wires(found.site)
-        if wire.weight is not None
-    )
-    return wasted / work if work else math.nan
+def _around(found: SiteReport) -> Iterable[Wire]:
+    """What makes or reads a site's units; a weight that does both counts once."""
+    return {wire.weight: wire for wire in (*found.site.consumers, *found.site.producers)}.values()
 
 
-def _runs(facts: Facts) -> dict[str, float]:
-    """How often each layer around a site is applied, by its weight, as far as is known.
+def _share(found: SiteReport, wire: Wire) -> float:
+    """The share of a weight that belongs to dead units."""
+    dead = int(found.dead[wire.units.start : wire.units.stop].sum())
+    return dead * wire.per_unit / max(1, math.prod(wire.shape))
 
-    Those that make units, as often as these have elements. Those that only read some, as often as
-    in the forward that was looked at, in each step: pooling may stand in between.
+
+def _work(facts: Facts) -> dict[str, float]:
+    """Multiplications of the layers around all sites, in units that they share, by weight.
+
+    A layer is used once for each element of the units that it makes. One that makes none is used
+    for each that it reads: of those that it reads side by side, as after a flatten, once, and of
+    what was pooled, as by a head, so seldom that it is left out.
     """
-    assert facts.report is not None
-    found: dict[str, float] = {}
-    inputs, window = facts.gauges.inputs, facts.report.window
-    steps = window.last_step - window.first_step + 1
-    for site in facts.sites:
-        report = facts.seen(site)
-        if report is None:
-            continue
-        found |= {w.weight: float(report.samples) for w in site.producers if w.weight is not None}
-        for wire in site.consumers:
-            if wire.weight is not None and wire.weight in inputs.keys() - found.keys():
-                found[wire.weight] = float(inputs[wire.weight].samples * steps)
-    return found
-
-
-def _wires(site: Site) -> tuple[Wire, ...]:
-    return (*site.producers, *site.consumers)
+    seen = [(site, report) for site in facts.sites if (report := facts.seen(site)) is not None]
+    found = {
+        wire.weight: math.prod(wire.shape) * report.samples / wire.block
+        for site, report in seen
+        for wire in site.consumers
+        if wire.weight is not None and not pools(site)
+    }
+    return found | {
+        wire.weight: math.prod(wire.shape) * float(report.samples)
+        for site, report in seen
+        for wire in site.producers
+        if wire.weight is not None
+    }

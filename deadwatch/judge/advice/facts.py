@@ -150,6 +150,11 @@ def is_a(step: str, kinds: tuple[str, ...]) -> bool:
     return step in kinds or step.rstrip("d").rstrip("123") in kinds
 
 
+def pools(site: Site) -> bool:
+    """Whether what reads a site's units reads them pooled, or some of it does."""
+    return any(is_a(step, POOLING) for trail in site.trails for step in trail)
+
+
 def percent(share: float) -> str:
     """A share for a sentence: small ones keep a digit."""
     if not share:

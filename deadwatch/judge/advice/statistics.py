@@ -52,12 +52,13 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
         least = OFF_CENTRE[0] if one.raw else OFF_CENTRE_WITHIN
         if one.centre < least or one.samples < _FEW:
             continue
-        message = f"{'the data that' if one.raw else 'what'} {name} reads "
-        if math.isfinite(one.centre):
-            message += f"has a mean of {one.centre:.2g} times its standard deviation "
-            message += f"(norms over {one.features} features)"
-        else:
-            message += f"does not vary: {one.samples} samples are all the same"
+        what = "the data that" if one.raw else "what"
+        message = (
+            f"{what} {name} reads has a mean of {one.centre:.2g} times its standard deviation "
+            f"(norms over {one.features} features)"
+        )
+        if math.isinf(one.centre):
+            message = f"{what} {name} reads does not vary: {one.samples} samples are all the same"
         severity: Severity = "warning" if one.raw and one.centre >= OFF_CENTRE[1] else "info"
         code = "x = (x - mean) / std  # of each feature, over the training data"
         code = code if one.raw else "# a norm between the layers"
