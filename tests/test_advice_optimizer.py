@@ -290,6 +290,16 @@ def test_where_few_units_died_of_a_rate_it_is_only_told() -> None:
     assert (finding.severity, finding.numbers["units"]) == ("info", 2)
 
 
+def test_of_several_windows_the_first_is_named_and_what_died_since_is_counted() -> None:
+    model, _, reports = spiked(77)
+    died = reports[-1].deaths[0]
+    later = replace(died, units=died.units[:3], window=3, rate=0.5, cause="bias")
+    report = replace(reports[-1], deaths=(later, died))
+    (finding,) = by("DW303", advise(model, report=report))
+    assert (finding.numbers["window"], finding.numbers["rate"]) == (2, 30)
+    assert f"{len(died.units)} then, 3 since" in finding.message
+
+
 def test_units_that_were_dead_from_birth_died_of_no_rate() -> None:
     model = mlp()
     with torch.no_grad():
