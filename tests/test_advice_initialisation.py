@@ -259,11 +259,11 @@ def test_as_many_units_are_closed_and_open_for_all_as_theory_says(ratio: float) 
 def test_shares_are_counted_and_a_layer_that_leans_is_a_warning() -> None:
     model = biased(0.0, units=40)
     with torch.no_grad():
-        model[0].bias[:15] = -100
-        model[0].bias[15:17] = 100
+        model[0].bias[:24] = -100
+        model[0].bias[24:26] = 100
     (finding,) = by("DW203", advised(model, rows()))
     assert finding.severity == "warning"
-    assert finding.numbers["dead"] == 15 / 40
+    assert finding.numbers["dead"] == 24 / 40
     assert finding.numbers["always_open"] == 2 / 40
     assert finding.numbers["units"] == 40
     run_code(finding, model)

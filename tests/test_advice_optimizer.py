@@ -79,6 +79,7 @@ def test_decay_of_biases_is_a_warning_from_half_a_bias_on(times: float, severity
 
 
 def test_decay_that_pulls_up_the_biases_of_dead_units_is_left_to_do_so() -> None:
+    torch.manual_seed(0)
     model = mlp()
     with torch.no_grad():
         model.get_parameter("2.bias").fill_(1)

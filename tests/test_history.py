@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,17 @@ def test_a_window_in_which_a_site_did_not_run_changes_nothing() -> None:
     assert not followed(window(0), hidden)
     (death,) = followed(window(0), hidden, window(2, dead=[0]))
     assert death.window == 0
+
+
+def test_units_that_died_of_a_step_while_their_site_did_not_run_are_told_of_it() -> None:
+    leap = window(1, gauges={"updates": LEAP, **last(98)})
+    gone = measured(SITES[1], [0, 1, 2, 3], np.nan, state=State.UNSEEN)
+    gone = SiteReport(**{**vars(gone), "samples": 0})
+    hidden = WindowReport(leap.window, {**leap.sites, "b": gone}, gauges=leap.gauges)
+    rush = {"2.weight": Update(mean=0.2, peak=0.3, peak_step=101, steps=100)}
+    hidden = replace(hidden, gauges=replace(leap.gauges, updates=rush))
+    (death,) = followed(window(0), hidden, window(2, dead=[0]))
+    assert (death.cause, death.window, death.update) == ("update", 0, rush["2.weight"])
 
 
 def test_the_largest_rate_of_the_window_of_death_is_told() -> None:

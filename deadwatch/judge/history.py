@@ -38,7 +38,7 @@ _FIGURES = ("mean", "std", "open_fraction", "bias")
 
 
 @dataclass
-class Unit:
+class Units:
     """What is kept of the units of one site, each (C,) or (C, figures).
 
     Attributes:
@@ -52,7 +52,7 @@ class Unit:
         after: Its figures in the first window in which it was dead.
         moved: By how much its row had moved in the window in which it fell silent, relative to it.
         rate: The largest learning rate in that window.
-        culprits: The weights whose updates stood out in windows, and these, by window.
+        culprits: The weights whose updates stood out when units fell silent, by `fell`.
     """
 
     opened: Ints
@@ -68,7 +68,7 @@ class Unit:
     culprits: dict[int, tuple[str, Update]]
 
     @classmethod
-    def new(cls, units: int) -> Unit:
+    def new(cls, units: int) -> Units:
         """Nothing known of some units yet."""
         whole: dict[str, Any] = {name: np.full(units, -1, np.int64) for name in _WHOLE}
         real: dict[str, Any] = {name: np.full((units, len(_FIGURES)), np.nan) for name in _REAL}
@@ -84,7 +84,7 @@ class History:
     """Follows the units of all sites through the windows of a run."""
 
     def __init__(self) -> None:
-        self._units: dict[str, Unit] = {}
+        self._units: dict[str, Units] = {}
         self._rows: list[Mapping[str, Rows]] = []  # at the ends of the last two windows
         self._window = (-1, -1)
         self._gauges = Gauges()
@@ -110,7 +110,7 @@ class History:
         name = site.site.name
         units = self._units.get(name)
         if units is None or len(units.opened) != site.units:
-            units = self._units[name] = Unit.new(site.units)
+            units = self._units[name] = Units.new(site.units)
         start = self._rows[-1] if self._rows else {}
         figures = _figures(site, start.get(name))
         silent = np.isin(site.state, (State.UNCERTAIN, State.DEAD)) & (units.cause < 0)
@@ -126,7 +126,7 @@ class History:
 
     def _note(
         self,
-        units: Unit,
+        units: Units,
         silent: Bools,
         site: SiteReport,
         report: WindowReport,
@@ -155,8 +155,8 @@ class History:
         )
         layers = tuple(one.site for one in report.values())
         found = culprit(site.site, layers, self._gauges)
-        if found is not None:
-            units.culprits[report.window.index - 1] = found
+        if found is not None:  # a site may have been unseen for some windows
+            units.culprits |= dict.fromkeys(units.fell[silent].tolist(), found)
         units.cause[silent] = causes_of(fall, None if found is None else found[1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,7 +166,7 @@ class History:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self._units = from_plain(dict[str, Unit], state["units"])
+        self._units = from_plain(dict[str, Units], state["units"])
         self._rows = from_plain(list[Mapping[str, Rows]], state["rows"])
         self._gauges = from_plain(Gauges, state["gauges"])
         self._window = from_plain(tuple[int, int], state["window"])
@@ -180,7 +180,7 @@ def _figures(site: SiteReport, rows: Rows | None) -> Floats:
     return found
 
 
-def _told(site: SiteReport, units: Unit) -> Iterator[Death]:
+def _told(site: SiteReport, units: Units) -> Iterator[Death]:
     """The units of a site that are dead now, by cause and window."""
     dead = np.flatnonzero(site.dead)
     keys = np.stack([units.cause[dead], units.fell[dead]], 1)

@@ -1,7 +1,7 @@
 """How far training steps move the weights: rms(ΔW) / max(rms(W before), rms(W after)).
 
-A weight that is close to zero yet, as one that was initialised there, has no size to compare with:
-steps that begin with less than a tenth of 1 / √fan_in say nothing of it.
+A weight that is close to zero yet, as one that was initialised there, is compared with
+0.3 / √fan_in: until it is as large as that, it does little to its units.
 
 Of each weight a fixed sample is kept, of `SAMPLES` elements at most. All samples lie in one matrix,
 a row for each weight, so that a step takes a dozen launches whatever the number of weights.
@@ -24,8 +24,8 @@ from deadwatch.observe.stats import real_dtype
 
 SAMPLES = 256
 
-_SIZED = 0.1
-"""Size of a weight, in units of 1 / √fan_in, from which on its updates are compared with it."""
+_LEAST = 0.3
+"""What a weight is compared with at least, in units of 1 / √fan_in; torch's own are 0.58 of it."""
 
 
 class Moved(NamedTuple):
@@ -146,7 +146,7 @@ class _Group:
         old: Samples after the step before (L, SAMPLES); 0 where there is none.
         new: The same of now.
         size: Norms of the old samples (L,).
-        least: What these have to be to be compared with (L,).
+        least: What changes are compared with at least (L,).
         views: The samples, where the weights are.
         slots: Where they go in ``old`` and ``new``.
         lying: Where the weights were when the views were made.
@@ -222,8 +222,8 @@ class _Group:
             self.old[index] = self.new[index]
         size = self._norm(self.new)
         # Of single precision, so that ranks can tell each other the peak and its step at once.
-        ratio = (self._norm(self.new - self.old) / torch.maximum(size, self.size)).float()
-        ratio = torch.where(self.size >= self.least, ratio, 0)
+        whole = torch.maximum(torch.maximum(size, self.size), self.least)
+        ratio = (self._norm(self.new - self.old) / whole).float()
         total, count, peak, peak_step = self.figures
         moved = ratio > 0  # not where it is NaN
         total.add_(torch.where(moved, ratio, 0))
@@ -240,7 +240,7 @@ class _Group:
 
 def _least(weight: Tensor, sample: Tensor) -> float:
     fan_in = weight.numel() / max(1, weight.shape[0])
-    return _SIZED * math.sqrt(sample.numel() / max(1, fan_in))
+    return _LEAST * math.sqrt(sample.numel() / max(1, fan_in))
 
 
 def _local(weight: Tensor) -> Tensor:

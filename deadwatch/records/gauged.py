@@ -38,6 +38,8 @@ class Parameter:
 class Update:
     """How far the steps of a window moved one weight, relative to it: rms(ΔW) / rms(W).
 
+    Of a weight below 0.3 / √fan_in it is relative to that.
+
     Attributes:
         mean: Mean over the steps that moved it.
         peak: The largest.

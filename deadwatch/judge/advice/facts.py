@@ -50,19 +50,17 @@ class Facts:
     def harmful(self, site: Site) -> bool:
         """Whether there is evidence that a site's dead units do harm.
 
-        Where they died in this run, `Rules` tells: there, units went on dying, and treating them
-        from its thresholds on was worth it. Units that were never open are another matter: healthy
-        networks are born with many, by the symmetry of w and −w, and train. They do harm if they
-        are as many as killing them cost accuracy, and, as long as nothing was trained, if they are
-        more than the symmetry makes.
+        They have to be as many as `Rules` treats. Healthy networks are born with many, by the
+        symmetry of w and −w, and train: units that were never open do harm if they are more than
+        the symmetry makes, and as many as killing them cost accuracy. Where units died in this run,
+        half as many are a warning: there, they went on dying.
         """
         found = self.seen(site)
         if found is None or not found.harmful:
             return False
-        if found.dead_ratio >= costly(found.judged) and not (self.fresh and not leans(found)):
-            return True
-        dead = int(found.dead.sum())
-        return not self.fresh and 2 * self._born(site) < dead
+        if self.fresh or 2 * self._born(site) >= int(found.dead.sum()):
+            return leans(found) and found.dead_ratio >= costly(found.judged)
+        return found.dead_ratio > costly(found.judged) / 2
 
     def _born(self, site: Site) -> int:
         """Dead units of a site that were never open, as far as is known."""
@@ -110,11 +108,11 @@ def costly(units: int) -> float:
 def leans(found: SiteReport) -> bool:
     """Whether more units are closed for all data than the symmetry of w and −w makes.
 
-    As many should be open for all; by three standard errors (McNemar 1947). A layer that is closed
+    As many should be open for all; by two standard errors (McNemar 1947). A layer that is closed
     as a whole leans.
     """
     closed, opened = int(found.dead.sum()), int((found.open_fraction >= 1).sum())
-    return closed - opened > 3 * math.sqrt(closed + opened) or closed == found.judged > 0
+    return closed - opened > 2 * math.sqrt(closed + opened) or closed == found.judged > 0
 
 
 def _weight(site: Site) -> str | None:

@@ -12,7 +12,6 @@ from deadwatch.judge.advice.facts import (
     Facts,
     are,
     layer_of,
-    leans,
     one_sided,
     percent,
     rectifies,
@@ -198,7 +197,7 @@ def _arrived_dead(facts: Facts, site: Site, found: SiteReport) -> Hit:
         f"elements ({percent(share)}), and {percent(always)} are open for all; by theory a "
         f"symmetric initialisation gives {percent(expected)} of each"
     )
-    warn = found.harmful and leans(found)
+    warn = facts.harmful(site)
     severity: Severity = "error" if dead == judged else "warning" if warn else "info"
     numbers = {"dead": share, "always_open": always, "expected": expected, "units": judged}
     code = 'Watch(model, optimizer=optimizer, policy="revive")'

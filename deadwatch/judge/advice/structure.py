@@ -98,7 +98,13 @@ def _before_output(facts: Facts, site: Site) -> Hit:
         "signs; softplus keeps a gradient where they must be positive."
     )
     code = f"model.set_submodule({site.module!r}, torch.nn.Softplus())  # or torch.nn.Identity()"
-    return Hit("warning" if dead else "info", (site.name,), message, code=code, reason=reason)
+    return Hit(
+        "warning" if dead and not facts.fresh else "info",
+        (site.name,),
+        message,
+        code=code,
+        reason=reason,
+    )
 
 
 @rule(
