@@ -283,8 +283,8 @@ def test_only_what_has_a_tail_on_one_side_falls_into_a_coma(act: nn.Module) -> N
 def pinched(factor: float) -> nn.Sequential:
     """A chain through which the gradient comes back smaller by a factor, in one place."""
     model = nn.Sequential(
-        *(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)),
-        *(nn.Tanh(), nn.Linear(16, 3)),
+        *(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 40)),
+        *(nn.Tanh(), nn.Linear(40, 3)),
     )
     with torch.no_grad():
         model[2].weight.mul_(factor)

@@ -105,8 +105,8 @@ def large_updates(facts: Facts) -> Iterator[Hit]:
     updates = {name: one for name, one in facts.gauges.updates.items() if one.steps}
     usual = median(one.mean for one in updates.values()) if updates else math.nan
     for name, one in updates.items():
-        above = one.mean >= MOST and one.mean >= ABOVE * usual and len(updates) > 2
-        if one.mean >= RUSH or above or (is_leap(one) and one.peak >= RUSH):
+        above = one.mean >= MOST and one.mean >= ABOVE * usual
+        if one.mean >= RUSH or above or is_leap(one):
             yield _updated(facts, name, one, usual)
 
 
