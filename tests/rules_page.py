@@ -187,7 +187,8 @@ ENTRIES: dict[str, Entry] = {
     "DW301": Entry(
         "The group of a bias, or of a scale or shift of a norm, has a weight decay. Told with what "
         f"SGD or AdamW takes off in {optimizer.HORIZON} steps, 1 − (1 − lr · decay)^"
-        f"{optimizer.HORIZON}, gradients aside; momentum makes that more.",
+        f"{optimizer.HORIZON}, gradients aside; momentum makes that more. Below "
+        f"{_percent(optimizer.TOLD)} it is not told.",
         {
             "info": f"that is below {_percent(optimizer.PULL)}, or the optimizer is another one; "
             "or decay pulls up the negative biases of dead units: leave it until they live",
@@ -251,7 +252,10 @@ ENTRIES: dict[str, Entry] = {
     "DW404": Entry(
         f"{_percent(statistics.SHUT[0])} of the elements or more of an activation that is flat at "
         "both ends (sigmoid, tanh and their like) lie in its flat ends.",
-        _from(statistics.SHUT[1]),
+        {
+            "info": "otherwise, and always where the model returns it: outputs may be certain",
+            "warning": f"{_percent(statistics.SHUT[1])} or more",
+        },
         "Smaller initial weights, or a norm before it.",
         _REPORT,
         _SITE,
