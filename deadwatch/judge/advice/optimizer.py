@@ -18,8 +18,8 @@ PULL = 0.5
 """Share of a bias that decay takes in `HORIZON` steps from which on it is a warning."""
 
 TOLD = 0.05
-"""The same from which on it is told at all: at the decay that AdamW is mostly used with, neither harm
-nor help was seen."""
+"""The same from which on it is told at all: at the decay that AdamW is mostly used with, neither
+harm nor help was seen."""
 
 _PULLING = {"SGD": "at least ", "AdamW": ""}
 """Optimizers of which decay takes a share of a parameter off in each step; momentum, of which rules
