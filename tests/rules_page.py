@@ -187,8 +187,8 @@ ENTRIES: dict[str, Entry] = {
     "DW301": Entry(
         "The group of a bias, or of a scale or shift of a norm, has a weight decay. Told with what "
         f"SGD or AdamW takes off in {optimizer.HORIZON} steps, 1 − (1 − lr · decay)^"
-        f"{optimizer.HORIZON}, gradients aside; momentum makes that more. Below "
-        f"{_percent(optimizer.TOLD)} it is not told.",
+        f"{optimizer.HORIZON}, gradients aside (momentum makes that more); below "
+        f"{_percent(optimizer.TOLD)} nothing is said.",
         {
             "info": f"that is below {_percent(optimizer.PULL)}, or the optimizer is another one; "
             "or decay pulls up the negative biases of dead units: leave it until they live",
