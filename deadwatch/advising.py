@@ -148,6 +148,10 @@ class Adviser:
         if gauges is not None:
             self._history.begin(gauges.rows)
 
+    def interrupt(self) -> None:
+        """Take in that treatments have changed weights."""
+        self._history.interrupt()
+
     def advise(self, report: WindowReport) -> WindowReport:
         """The report of a window, with deaths and findings; as it was if finding them fails."""
         if not self.enabled:

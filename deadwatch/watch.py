@@ -303,6 +303,7 @@ class Watch:
             treatments, refusals = self._clinic.treat(verdict, self.steps)
         for treatment in treatments:
             self._taps.forget(treatment.site, treatment.units)
+            self._adviser.interrupt()
         return replace(
             verdict,
             treatments=treatments,

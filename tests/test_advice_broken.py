@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deadwatch import ConfigError, Finding, Watch, WindowReport, advise, scan
+from deadwatch import ConfigError, Finding, Policy, Recycle, Watch, WindowReport, advise, scan
+from deadwatch.judge.advice import cost
+from deadwatch.judge.advice.facts import Facts
+from deadwatch.judge.history import History
+from deadwatch.records import Death, Gauges
 from tests.advised import advised, by, deep, rows, signals
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)  # no unit is born dead but by intent
 
 
 def only(rule: str, model: nn.Module, x: Tensor | None = None, **arguments: Any) -> Finding:
@@ -184,7 +194,6 @@ def trained(
 
 def test_units_whose_data_do_not_vary_any_more_are_left_behind_by_them() -> None:
     """The data become zero: what is left is the bias, which may be above the mean as it was."""
-    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 2))
     last = trained(model, windows=3, disturb=lambda step, x: x if step < 10 else x * 0)[-1]
     assert {death.cause for death in last.deaths} == {"data"}
@@ -209,7 +218,6 @@ def test_no_mean_is_said_to_have_fallen_that_rose() -> None:
 
 
 def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> None:
-    torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 2))
     )
@@ -226,9 +234,107 @@ def test_units_that_the_layer_before_closed_are_not_said_to_have_moved_far() -> 
     assert behind.message.endswith("about then, those of a layer before them by more")
 
 
+def test_units_that_were_dead_when_advice_began_are_not_said_to_be_dead_from_birth() -> None:
+    """A run is resumed with advice that had none; nobody knows when its units were open."""
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+
+    def window(watch: Watch) -> WindowReport:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(rows()).square().mean().backward()
+            optimizer.step()
+            watch.step()
+        return watch.close_window()
+
+    with Watch(model, optimizer=optimizer) as watch:
+        window(watch)
+        state = watch.state_dict()
+    for _ in range(2):  # and what is not known then is not known in a run resumed from it
+        resumed = Watch(model, optimizer=optimizer, advice=True)
+        resumed.load_state_dict(state)
+        with resumed:
+            last = window(resumed)
+            state = resumed.state_dict()
+        assert [death.cause for death in last.deaths] == ["unknown"]
+        message = by("DW506", list(last.findings))[0].message
+        assert message.startswith(
+            "2 of 8 units of 1 are dead: what their pre-activations were before was not measured"
+        )
+
+
+def test_what_a_treatment_moved_is_not_told_as_drift_of_the_training() -> None:
+    model = shut(deep(2, 16), *range(16))
+    seen: list[int] = []
+
+    class Told(History):
+        def interrupt(self) -> None:
+            super().interrupt()
+            seen.append(len(self._rows))
+
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    watch = Watch(model, optimizer=optimizer, advice=True, policy=Policy(Recycle(), when=0.5))
+    watch._adviser._history = Told()
+    with watch:
+        model(rows(400)).square().mean().backward()
+        optimizer.step()
+        watch.step()
+        assert watch.close_window().treatments
+    assert seen[-1] == 0
+
+
+@pytest.mark.parametrize(("treated", "cause"), [(False, "weights"), (True, "unknown")])
+def test_units_that_die_right_after_a_treatment_have_no_cause(treated: bool, cause: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    def lower(step: int, x: Tensor) -> Tensor:
+        if step == 20:
+            with torch.no_grad():
+                model.get_parameter("0.weight")[:] = -0.1
+        return x.abs() + 1
+
+    nn.init.constant_(model.get_parameter("0.weight"), 0.1)
+    history, deaths = History(), list[Death]()
+    for report in trained(model, windows=4, disturb=lower):
+        if treated:
+            history.interrupt()
+        measured = replace(report.gauges or Gauges(), updates={})  # which saw that step
+        deaths += history.follow(replace(report, gauges=measured))
+    assert {death.cause for death in deaths} == {cause}
+
+
+@pytest.mark.filterwarnings("ignore:not seen in window 0")
+def test_a_first_window_without_a_step_hides_no_birth() -> None:
+    model = shut(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), 1)
+    with Watch(model, advice=True) as watch:
+        watch.close_window()
+        model(rows())
+        watch.step()
+        assert [death.cause for death in watch.close_window().deaths] == ["birth"]
+
+
 def test_values_that_explode_raise_no_warning_of_numpy() -> None:
     """Sums of them are infinite, and a share of infinity is no number."""
     model = deep(2, 8)
     nn.init.constant_(model.get_parameter("0.weight"), 1e38)
     report = scan(model, [rows()])
     assert np.isnan(report["1"].dormancy).any()
+
+
+def test_the_work_of_all_layers_is_counted_once_for_all_dead_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It took half of the time that a window took, of 500 layers of 2000 units."""
+    counted: list[object] = []
+
+    def counting(facts: Facts) -> dict[str, float]:
+        counted.append(facts)
+        return work(facts)
+
+    work = cost._work
+    monkeypatch.setattr(cost, "_work", counting)
+    model = deep(3, 8)
+    for layer in (0, 2, 4):
+        shut(model, 1, layer=layer)
+    assert len(by("DW602", advised(model, rows()))) == 3
+    assert len(counted) == 1

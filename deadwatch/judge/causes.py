@@ -16,8 +16,10 @@ b'). The evidence is weighed in this order:
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import get_args
 
@@ -72,9 +74,13 @@ class Moved:
 
     def upstream(self, site: str, order: Sequence[str]) -> float:
         """By how much the rows of a site before ``site`` moved: the RMS where that is most."""
-        before = [name for name in order[: order.index(site)] if name in self._moved]
-        means = [math.sqrt(float(np.square(self._moved[name]).mean())) for name in before]
-        return max(means, default=0.0)
+        return max((self._means[name] for name in order[: order.index(site)]), default=0.0)
+
+    @cached_property
+    def _means(self) -> Mapping[str, float]:
+        """The RMS of the rows of each site; 0 where that is not known."""
+        means = {k: math.sqrt(float(np.square(v).mean())) for k, v in self._moved.items()}
+        return defaultdict(float, means)
 
 
 def _distance(earlier: Rows, later: Rows) -> Floats:

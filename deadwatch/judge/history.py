@@ -11,7 +11,7 @@ unit of which too little was measured has no cause.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,13 +88,23 @@ class History:
         self._rows: list[Mapping[str, Rows]] = []  # at the ends of the last two windows
         self._window = (-1, -1)
         self._gauges = Gauges()
+        self._whole = True  # whether the run has been followed from its first window on
 
     def begin(self, rows: Mapping[str, Rows]) -> None:
         """Take in what makes the units before the first window, if that is known."""
         self._rows = [rows]
 
+    def interrupt(self) -> None:
+        """Treatments have changed rows: how far these move from here on says nothing of training.
+
+        What dies of it in the windows after has no cause that could be told.
+        """
+        self._rows = []
+
     def follow(self, report: WindowReport) -> tuple[Death, ...]:
         """Take in a window; returns how the units that are dead in it have died."""
+        if self._window[0] < 0:  # nothing was followed before
+            self._whole = report.window.index == 0
         gauges = report.gauges or Gauges()
         moved = Moved([*self._rows, gauges.rows])
         deaths: list[Death] = []
@@ -103,7 +113,7 @@ class History:
                 deaths += self._site(site, report, moved)
         self._rows = [*self._rows[-1:], gauges.rows]
         self._window = report.window.first_step, report.window.last_step
-        self._gauges = gauges
+        self._gauges = replace(gauges, rows={}, inputs={}, gradients={})
         return tuple(deaths)
 
     def _site(self, site: SiteReport, report: WindowReport, moved: Moved) -> Iterator[Death]:
@@ -145,7 +155,7 @@ class History:
             known = silent & (seen >= units.first)
             units.first[known] = seen[known]
         fall = Fall(
-            born=units.opened[silent] < 0,
+            born=(units.opened[silent] < 0) & self._whole,
             first=units.first[silent],
             last=units.last[silent],
             before=units.before[silent],
@@ -162,7 +172,7 @@ class History:
     def state_dict(self) -> dict[str, Any]:
         """Plain values to go on from."""
         own = {"units": self._units, "rows": self._rows, "gauges": self._gauges}
-        return to_plain({**own, "window": self._window})  # type: ignore[no-any-return]
+        return to_plain({**own, "window": self._window, "whole": self._whole})  # type: ignore[no-any-return]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state_dict`."""
@@ -170,6 +180,7 @@ class History:
         self._rows = from_plain(list[Mapping[str, Rows]], state["rows"])
         self._gauges = from_plain(Gauges, state["gauges"])
         self._window = from_plain(tuple[int, int], state["window"])
+        self._whole = from_plain(bool, state["whole"])
 
 
 def _figures(site: SiteReport, rows: Rows | None) -> Floats:

@@ -127,7 +127,7 @@ class Death:
             update of their layer far exceeded the others. ``"bias"``: their bias fell. ``"data"``:
             their pre-activations fell, and what makes them hardly moved. ``"weights"``: their
             weights moved, and no single update stands out. ``"unknown"``: not enough was measured.
-        window: The last window in which they were open; -1 if in none.
+        window: The last window in which they were open; -1 if in none that is known of.
         steps: The first and last step between which they fell silent.
         before: Averages over the units when they were last open as usual: ``mean``, ``std``,
             ``open_fraction``, ``bias``; what was not measured is missing.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 
 from deadwatch.judge.advice.facts import Facts, are, percent, pools
 from deadwatch.judge.advice.rule import Hit, rule
@@ -24,13 +25,15 @@ _MEASURED = (
 )
 def harmful(facts: Facts) -> Iterator[Hit]:
     """Sites whose dead share is in the range that measurement has found harmful."""
+    whole = _Whole(facts)
     for site in facts.sites:
         found = facts.seen(site)
         if found is not None and facts.harmful(site):
             live = found.judged - int(found.dead.sum())
-            message = f"{_dead(found)}, and {live} live; {_cost(facts, found)}"
+            numbers = _numbers(whole, found)
+            message = f"{_dead(found)}, and {live} live; {_cost(numbers)}"
             code = 'Watch(model, optimizer=optimizer, policy="revive")'
-            yield Hit("warning", (site.name,), message, _numbers(facts, found), code)
+            yield Hit("warning", (site.name,), message, numbers, code)
 
 
 @rule(
@@ -43,11 +46,13 @@ def harmful(facts: Facts) -> Iterator[Hit]:
 )
 def harmless(facts: Facts) -> Iterator[Hit]:
     """Sites with fewer dead units than measurement has found harm with."""
+    whole = _Whole(facts)
     for site in facts.sites:
         found = facts.seen(site)
         if found is not None and found.dead.any() and not facts.harmful(site):
-            message = f"{_dead(found)}; {_cost(facts, found)}"
-            yield Hit("info", (site.name,), message, _numbers(facts, found))
+            numbers = _numbers(whole, found)
+            message = f"{_dead(found)}; {_cost(numbers)}"
+            yield Hit("info", (site.name,), message, numbers)
 
 
 def _dead(found: SiteReport) -> str:
@@ -55,8 +60,7 @@ def _dead(found: SiteReport) -> str:
     return f"{dead} of {found.judged} units of {found.site.name} {are(dead)} dead"
 
 
-def _cost(facts: Facts, found: SiteReport) -> str:
-    numbers = _numbers(facts, found)
+def _cost(numbers: Mapping[str, float]) -> str:
     if "wasted" not in numbers:
         return "what makes or reads them is not known, nor what they cost"
     told = f"they hold {numbers['wasted']:,.0f} parameters"
@@ -67,19 +71,39 @@ def _cost(facts: Facts, found: SiteReport) -> str:
     return told
 
 
-def _numbers(facts: Facts, found: SiteReport) -> dict[str, float]:
+class _Whole:
+    """What dead units are a share of, counted once for all sites."""
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements of all parameters."""
+        return sum(math.prod(one.shape) for one in self._facts.parameters.values())
+
+    @cached_property
+    def work(self) -> dict[str, float]:
+        """`_work`."""
+        return _work(self._facts)
+
+    @cached_property
+    def everything(self) -> float:
+        """All of that."""
+        return sum(self.work.values())
+
+
+def _numbers(whole: _Whole, found: SiteReport) -> dict[str, float]:
     dead = int(found.dead.sum())
     numbers = {"dead": float(dead), "judged": float(found.judged)}
     if math.isnan(found.wasted):
         return numbers
     numbers["wasted"] = found.wasted
-    total = sum(math.prod(one.shape) for one in facts.parameters.values())
-    if total:
-        numbers["parameters"] = found.wasted / total
-    work = _work(facts)
-    if everything := sum(work.values()):
-        idle = (_share(found, wire) * work.get(wire.weight or "", 0.0) for wire in _around(found))
-        numbers["compute"] = sum(idle) / everything
+    if whole.parameters:
+        numbers["parameters"] = found.wasted / whole.parameters
+    if whole.everything:
+        work = (_share(found, w) * whole.work.get(w.weight or "", 0.0) for w in _around(found))
+        numbers["compute"] = sum(work) / whole.everything
     return numbers
 
 

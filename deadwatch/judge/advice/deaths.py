@@ -44,7 +44,7 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
     """The units of a site that died of one cause; ``death`` is how most of them did."""
     assert facts.report is not None
     site, units = facts.report.sites[death.site], sum(len(one.units) for one in deaths)
-    when = "" if death.cause == "birth" else f" since window {death.window + 1}"
+    when = "" if death.window < 0 else f" since window {death.window + 1}"
     if len(deaths) > 1:
         last = max(one.window for one in deaths) + 1
         when = f", {len(death.units)} of them{when}, and others until window {last}"
@@ -82,7 +82,10 @@ def _from_to(death: Death, name: str) -> str:
 
 def _fell(death: Death) -> str:
     spread = death.before.get("std", math.nan)
+    known = {"mean"} <= death.before.keys() & death.after.keys()
     mean, now = (one.get("mean", math.nan) for one in (death.before, death.after))
+    if not known:
+        return f"what {_its(death)} pre-activations were before was not measured"
     if mean <= now:  # it is closed since it varies by less, or by what was not measured
         means, spreads = _from_to(death, "mean"), _from_to(death, "std")
         return f"the mean pre-activation went {means}, its standard deviation {spreads}"

@@ -93,8 +93,12 @@ class Facts:
             return None
         if readers[0].through in NORMS or not layer_of(site):
             return None
-        fed = (one for one in self.sites if _weight(one) == readers[0].weight)
-        return next(fed, None) if readers[0].weight else None
+        return self._made.get(readers[0].weight) if readers[0].weight else None
+
+    @cached_property
+    def _made(self) -> dict[str | None, Site]:
+        """The first site that the layer of each weight makes alone."""
+        return {_weight(site): site for site in reversed(self.sites)}
 
 
 def costly(units: int) -> float:

@@ -57,11 +57,12 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
             f"{what} {name} reads has a mean of {one.centre:.2g} times its standard deviation "
             f"(norms over {one.features} features)"
         )
-        if math.isinf(one.centre):
-            message = f"{what} {name} reads does not vary: {one.samples} samples are all the same"
         severity: Severity = "warning" if one.raw and one.centre >= OFF_CENTRE[1] else "info"
         code = "x = (x - mean) / std  # of each feature, over the training data"
         code = code if one.raw else "# a norm between the layers"
+        if math.isinf(one.centre):
+            message = f"{what} {name} reads does not vary: {one.samples} samples are all the same"
+            code = "# look at what makes it: nothing can be told apart by what does not vary"
         yield Hit(severity, (name,), message, {"centre": one.centre}, code)
 
 
