@@ -21,6 +21,12 @@ from deadwatch.judge.causes import LEAP, RUSH
 from tests.advised import advised, by, rows, run_code, tdnn, trained
 from tests.nets import mlp
 
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 # ── DW301 ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -76,7 +82,8 @@ def test_decay_that_pulls_up_the_biases_of_dead_units_is_left_to_do_so() -> None
     torch.manual_seed(0)
     model = mlp()
     with torch.no_grad():
-        model.get_parameter("0.bias")[:5] = -100
+        model.get_parameter("2.bias").fill_(1)
+        model.get_parameter("0.bias").fill_(1)[:5] = -100
         model.get_parameter("0.weight")[5] = 0  # dead for its weights: its bias is no reason
         model.get_parameter("0.bias")[5] = 0
     optimizer = SGD(model.parameters(), lr=0.1, weight_decay=0.1)
@@ -93,24 +100,31 @@ def test_decay_that_pulls_up_the_biases_of_dead_units_is_left_to_do_so() -> None
 
 def test_scales_and_shifts_of_norms_are_told_with_the_biases() -> None:
     model = tdnn(nn.BatchNorm1d, lambda _: nn.ReLU())
-    optimizer = AdamW(model.parameters())
+    optimizer = AdamW(model.parameters(), 1e-2)
     (finding,) = by("DW301", advised(model, optimizer=optimizer))
     decayed = {name for name, one in model.named_parameters() if one.ndim < 2}
     assert set(finding.where) == decayed
     assert finding.severity == "info"
 
 
+@pytest.mark.parametrize(("decay", "told"), [(0.05, 0), (0.06, 1)])
+def test_decay_that_does_next_to_nothing_is_not_told(decay: float, told: int) -> None:
+    model = mlp()
+    optimizer = AdamW(model.parameters(), lr=1e-3, weight_decay=decay)  # 4.9% and 5.8%
+    assert len(by("DW301", advised(model, optimizer=optimizer))) == told
+
+
 def test_each_kind_of_optimizer_is_told_of_with_its_own_parameters() -> None:
     model = mlp()
     both = [
         SGD(model[0].parameters(), lr=0.1, weight_decay=0.1),
-        AdamW(model[2:].parameters(), lr=1e-4, weight_decay=0.01),
+        AdamW(model[2:].parameters(), lr=1e-3, weight_decay=0.1),
     ]
     found = {f.where: f for f in by("DW301", advised(model, optimizer=both))}
     assert found.keys() == {("0.bias",), ("2.bias", "4.bias")}
     assert found["0.bias",].severity == "warning"
     assert found["2.bias", "4.bias"].severity == "info"
-    assert found["2.bias", "4.bias"].numbers["pull"] == pytest.approx(1 - (1 - 1e-6) ** 1000)
+    assert found["2.bias", "4.bias"].numbers["pull"] == pytest.approx(1 - (1 - 1e-4) ** 1000)
 
 
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
@@ -282,6 +296,16 @@ def test_where_few_units_died_of_a_rate_it_is_only_told() -> None:
     report = replace(reports[-1], deaths=(few,), sites=sites)
     (finding,) = by("DW303", advise(model, report=report))
     assert (finding.severity, finding.numbers["units"]) == ("info", 2)
+
+
+def test_of_several_windows_the_first_is_named_and_what_died_since_is_counted() -> None:
+    model, _, reports = spiked(77)
+    died = reports[-1].deaths[0]
+    later = replace(died, units=died.units[:3], window=3, rate=0.5, cause="bias")
+    report = replace(reports[-1], deaths=(later, died))
+    (finding,) = by("DW303", advise(model, report=report))
+    assert (finding.numbers["window"], finding.numbers["rate"]) == (2, 30)
+    assert f"{len(died.units)} then, 3 since" in finding.message
 
 
 def test_units_that_were_dead_from_birth_died_of_no_rate() -> None:

@@ -26,7 +26,7 @@ def born_dead() -> nn.Sequential:
 
 
 def windows(model: nn.Module, count: int = 2, **arguments: Any) -> list[Any]:
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
     reports = []
     with Watch(model, optimizer=optimizer, **arguments) as watch:
         for _ in range(count):

@@ -243,6 +243,15 @@ def test_gates_of_two_sided_activations_are_shut_from_their_limits_on(
         assert finding.numbers["closed"] == pytest.approx(share)
 
 
+def test_an_output_that_is_certain_is_only_told() -> None:
+    first = nn.Linear(6, 6, bias=False)
+    with torch.no_grad():
+        first.weight.mul_(1000)
+    (found,) = by("DW404", advised(nn.Sequential(first, nn.Sigmoid()), rows()))
+    assert found.severity == "info"
+    assert found.numbers["closed"] > SHUT[1]
+
+
 @pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU6(), nn.ELU(), nn.LeakyReLU(), nn.Hardswish()])
 def test_one_sided_activations_are_not_saturated_by_being_closed(act: nn.Module) -> None:
     assert not by("DW404", shut(act, 0.9))
@@ -283,8 +292,8 @@ def test_only_what_has_a_tail_on_one_side_falls_into_a_coma(act: nn.Module) -> N
 def pinched(factor: float) -> nn.Sequential:
     """A chain through which the gradient comes back smaller by a factor, in one place."""
     model = nn.Sequential(
-        *(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)),
-        *(nn.Tanh(), nn.Linear(16, 3)),
+        *(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 40)),
+        *(nn.Tanh(), nn.Linear(40, 3)),
     )
     with torch.no_grad():
         model[2].weight.mul_(factor)

@@ -168,6 +168,18 @@ def test_a_deep_narrow_chain_is_likely_born_dead() -> None:
     assert found.severity != "info"
 
 
+@pytest.mark.parametrize(
+    ("layers", "width", "severity"),
+    [(2, 8, None), (3, 8, "info"), (3, 5, "info"), (4, 5, "warning")],
+    ids=["0.8%", "1.2%", "9%", "12%"],
+)
+def test_a_chain_is_told_from_one_percent_on_and_warned_of_from_ten(
+    layers: int, width: int, severity: str | None
+) -> None:
+    found = by("DW104", advised(deep(layers, width)))
+    assert [finding.severity for finding in found] == ([severity] if severity else [])
+
+
 def test_the_bound_on_born_dead_networks_holds() -> None:
     """How often a layer of random networks is closed for one-dimensional data (Lu et al. 2019)."""
     closed = 0

@@ -109,14 +109,20 @@ def costly(units: int) -> float:
     return min(0.75, max(0.25, 0.25 * (math.log2(max(1, units)) - 3)))
 
 
+_ONE_IN_A_HUNDRED = 2.33  # standard errors
+
+
 def leans(found: SiteReport) -> bool:
     """Whether more units are closed for all data than the symmetry of w and −w makes.
 
-    As many should be open for all; by two standard errors (McNemar 1947). A layer that is closed
-    as a whole leans.
+    As many should be open for all (McNemar 1947); chance alone makes one layer in a hundred lean. A
+    layer that is closed as a whole leans.
     """
     closed, opened = int(found.dead.sum()), int((found.open_fraction >= 1).sum())
-    return closed - opened > 2 * math.sqrt(closed + opened) or closed == found.judged > 0
+    return (
+        closed - opened > _ONE_IN_A_HUNDRED * math.sqrt(closed + opened)
+        or closed == found.judged > 0
+    )
 
 
 def _weight(site: Site) -> str | None:

@@ -17,6 +17,10 @@ HORIZON = 1000
 PULL = 0.5
 """Share of a bias that decay takes in `HORIZON` steps from which on it is a warning."""
 
+TOLD = 0.05
+"""The same from which on it is told at all: at the decay that AdamW is mostly used with, neither
+harm nor help was seen."""
+
 _PULLING = {"SGD": "at least ", "AdamW": ""}
 """Optimizers of which decay takes a share of a parameter off in each step; momentum, of which rules
 know nothing, makes that more. The others divide it by the size of the gradient."""
@@ -45,7 +49,9 @@ def decay_on_biases(facts: Facts) -> Iterator[Hit]:
     }
     for optimizer in dict.fromkeys(one.optimizer for one in decayed.values()):
         own = {name: one for name, one in decayed.items() if one.optimizer == optimizer}
-        yield _decayed(facts, optimizer, own)
+        hit = _decayed(facts, optimizer, own)
+        if hit.numbers.get("pull", 1.0) >= TOLD:
+            yield hit
 
 
 def _decayed(facts: Facts, optimizer: str, own: dict[str, Parameter]) -> Hit:
@@ -99,8 +105,8 @@ def large_updates(facts: Facts) -> Iterator[Hit]:
     updates = {name: one for name, one in facts.gauges.updates.items() if one.steps}
     usual = median(one.mean for one in updates.values()) if updates else math.nan
     for name, one in updates.items():
-        above = one.mean >= MOST and one.mean >= ABOVE * usual and len(updates) > 2
-        if one.mean >= RUSH or above or (is_leap(one) and one.peak >= RUSH):
+        above = one.mean >= MOST and one.mean >= ABOVE * usual
+        if one.mean >= RUSH or above or is_leap(one):
             yield _updated(facts, name, one, usual)
 
 
