@@ -47,6 +47,13 @@ def units(page: Browser) -> None:
     page.wait("return deadwatch.pins()[0]?.docs.length === 2")
 
 
+def advice(page: Browser) -> None:
+    """What is advised of the run that was only watched."""
+    page.run("return deadwatch.app.choose(arguments[0])", SHOWN[:1])
+    page.run("return deadwatch.app.turnTo(true)")
+    page.wait("return deadwatch.findings().length")
+
+
 def tab(address: str, runs: Path, out: Path) -> None:
     """The tab in a running TensorBoard."""
     with tensorboard("--logdir", str(runs)) as url:
@@ -61,13 +68,15 @@ def tab(address: str, runs: Path, out: Path) -> None:
 
 
 def report(address: str, runs: Path, out: Path) -> None:
-    """The report, opened from disk."""
+    """The report, opened from disk, and the advice in it."""
     path = runs.resolve() / "report.html"
     deadwatch(["report", str(runs), "-o", str(path)])
     with browser(address, size=(WIDE, 900)) as page:
         page.open(path.as_uri())
         layers(page)
         save(page, out / "report.png", 680)
+        advice(page)
+        save(page, out / "advice.png", 820)
 
 
 def main() -> None:
