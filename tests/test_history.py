@@ -166,6 +166,19 @@ def test_units_that_hardly_moved_were_left_behind_by_the_data() -> None:
     assert death.after["moved"] == pytest.approx(0.02)
 
 
+def test_a_small_movement_far_from_zero_may_be_what_closed_a_unit() -> None:
+    moved = rows(sketch=1.05)
+    high = window(0)
+    b = high["b"]
+    far = SiteReport(**{**vars(b), "mean": np.full(4, 100.0)})
+    high = WindowReport(high.window, {**high.sites, "b": far}, gauges=high.gauges)
+    later = WindowReport(
+        window(1).window, high.sites, gauges=window(1, rows=moved).gauges
+    )  # 5% of 100 explains a fall by 5
+    (death,) = followed(high, later, window(2, dead=[0], mean=95.0, rows=moved))
+    assert death.cause == "unknown"
+
+
 @pytest.mark.parametrize("moving", ["rows", "rows_a"])
 def test_units_whose_weights_or_those_before_them_moved_died_of_that(moving: str) -> None:
     moved = {moving: rows(sketch=1.4)}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deadwatch import Finding, advise, scan
-from deadwatch.errors import NoSiteWarning
+from deadwatch.errors import ConfigError, NoSiteWarning
 from tests.agreement import one_thread
+from tests.table import SETTINGS
 from tests.zoo import ZOO, Entry, run
 
 
@@ -54,3 +57,31 @@ def test_the_zoo_would_show_a_false_alarm() -> None:
 
     made = Entry(entry.source, sick, entry.batch)
     assert [finding for finding in found_in(made) if finding.at_least("warning")]
+
+
+# A ReLU stands before the softmax of this one: it was made to have one.
+TRULY_SO = {"leaves-that-are-none": ["DW102"]}
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, on what is unusual
+def test_networks_by_which_no_threshold_was_set_raise_no_alarm() -> None:
+    """The settings by which counting is tested, as they are built; many are not even usual."""
+    found: dict[str, list[str]] = {}
+    looked_at = 0
+    for setting in SETTINGS:
+        torch.manual_seed(0)
+        batch = setting.batch()
+        model = setting.build()
+        try:
+            report = scan(model, [batch], forward=_called)
+        except (RuntimeError, ConfigError, TypeError, KeyError):
+            continue  # those that only their own training step can run
+        looked_at += 1
+        warned = [one.id for one in advise(model, report=report) if one.at_least("warning")]
+        found |= {setting.name: warned} if warned else {}
+    assert looked_at >= 170
+    assert found == TRULY_SO
+
+
+def _called(model: nn.Module, batch: Any) -> object:
+    return model(*batch) if isinstance(batch, tuple) else model(batch)

@@ -8,7 +8,7 @@ b'). The evidence is weighed in this order:
   `LEAP` times what the others did, and it was last seen open at about that step; or all steps moved
   them by more than `RUSH`: *update*;
 - its bias fell by at least half of what its mean fell: *bias*;
-- neither its row nor a layer before it moved much, and its mean fell all the same, or it hardly
+- neither its row nor a layer before it moved much, by too little to explain its fall, or it hardly
   varies any more: *data*;
 - its row, or a layer before it, moved by `SWAY` and more: *weights*.
 """
@@ -124,7 +124,9 @@ def causes_of(fall: Fall, update: Update | None) -> Ints:
     drop = fall.before[:, 0] - fall.after[:, 0]
     sunk = fall.before[:, 3] - fall.after[:, 3]
     known = drop > _FALL * fall.before[:, 1]  # not where it is NaN
-    changed = known | (fall.after[:, 1] < _CALM * fall.before[:, 1])
+    # What a movement can do to a pre-activation grows with how far that is from zero.
+    reach = (np.nan_to_num(fall.moved) + fall.upstream) * np.hypot(*fall.before[:, :2].T)
+    changed = known & (reach < 0.5 * drop) | (fall.after[:, 1] < _CALM * fall.before[:, 1])
     still = ~(np.nan_to_num(fall.moved, nan=np.inf) >= SWAY) & (fall.upstream < SWAY)
     with np.errstate(invalid="ignore"):
         by_bias = known & (sunk >= 0.5 * drop)

@@ -152,7 +152,7 @@ def _misfit_selu(facts: Facts) -> Iterator[Hit]:
 @rule(
     "DW203",
     "Dead on arrival",
-    reason="What is closed for all data before the first step gets no gradient. With symmetric "
+    reason="What is closed for all data gets no gradient, and no step opens it. With symmetric "
     "weights and no bias, w and −w are equally likely: about as many units are open for all data "
     "as are closed for all. Where both are many, the inputs lie far off centre; where only closed "
     "ones are, biases or weights lean to one side.",

@@ -52,6 +52,8 @@ def off_centre(facts: Facts) -> Iterator[Hit]:
         least = OFF_CENTRE[0] if one.raw else OFF_CENTRE_WITHIN
         if one.centre < least or one.samples < _FEW:
             continue
+        if math.isinf(one.centre) and not one.raw:
+            continue  # behind a dead layer, which is told of
         what = "the data that" if one.raw else "what"
         message = (
             f"{what} {name} reads has a mean of {one.centre:.2g} times its standard deviation "
