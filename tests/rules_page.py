@@ -104,8 +104,9 @@ ENTRIES: dict[str, Entry] = {
         "dropout and scaling in between do not count); or a ReLU is the last thing in the model.",
         {
             "info": "it is no ReLU, which bounds logits and closes none; or it is the output, and "
-            "no unit of it is dead",
-            "warning": "a ReLU before softmax; or dead units of the output, which are always 0",
+            "no unit of it is dead, or training has not begun",
+            "warning": "a ReLU before softmax; or, once training is under way, dead units of the "
+            "output, which are always 0",
         },
         "Leave the activation out, or take softplus where outputs must be positive.",
         _ORDER,
