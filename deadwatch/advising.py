@@ -12,12 +12,19 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from deadwatch.errors import AdviceFailedWarning, ConfigError
-from deadwatch.judge.advice import Facts, check_ignore, findings, without_ignored
+from deadwatch.judge.advice import (
+    Facts,
+    check_ignore,
+    findings,
+    most_severe_first,
+    without_ignored,
+)
 from deadwatch.judge.history import History
 from deadwatch.observe.parameters import parameters_of
 from deadwatch.observe.sequences import sequences
 from deadwatch.observe.sites import readable, unwrapped
-from deadwatch.records import Finding, Gauges, Site, WindowReport, Wire
+from deadwatch.plain import from_plain, to_plain
+from deadwatch.records import Finding, Site, WindowReport, Wire
 from deadwatch.settings import optimizers_of
 from deadwatch.treat.mending import mendable
 from deadwatch.treat.optim import hypers
@@ -61,7 +68,7 @@ def advise(
     ignore = check_ignore(ignore)
     model, optimizers = unwrapped(model), optimizers_of(optimizer)
     _check_fits(model, report)
-    return _findings(model, report, optimizers, ignore)
+    return _findings(model, report, optimizers, ignore, trained=_is_trained(report))
 
 
 def _check_fits(model: nn.Module, report: WindowReport | None) -> None:
@@ -86,15 +93,26 @@ def _findings(
     report: WindowReport | None,
     optimizers: tuple[Optimizer, ...],
     ignore: Sequence[str],
+    *,
+    trained: bool,
 ) -> list[Finding]:
     report = _readably(report) if report is not None else None
     measured = () if report is None else tuple(one.site for one in report.values())
     sites = tuple(map(_named, sequences(model))) if report is None else measured
     fresh = report is None or report.window.index == 0
-    facts = Facts(sites, parameters_of(model, hypers(optimizers)), report, fresh)
+    facts = Facts(sites, parameters_of(model, hypers(optimizers)), report, fresh, trained)
     found = without_ignored(findings(facts), ignore)
     fixers = [(one, mendable(one, model, optimizers)) for one in found]
     return [one if fixer is None else one.fixed_by(fixer) for one, fixer in fixers]
+
+
+def _is_trained(report: WindowReport | None) -> bool:
+    """Whether a report is of a training; what `scan` has measured has gauges, and none of steps."""
+    if report is None:
+        return False
+    gauges = report.gauges
+    stepped = gauges is None or bool(gauges.updates or gauges.gradients or gauges.rates)
+    return stepped or report.window.index > 0
 
 
 def _readably(report: WindowReport) -> WindowReport:
@@ -141,12 +159,19 @@ class Adviser:
         self._optimizers = optimizers
         self._ignore = tuple(ignore)
         self._history = History()
+        self._first: tuple[Finding, ...] = ()
         self.enabled = enabled
 
-    def begin(self, gauges: Gauges | None) -> None:
-        """Take in what makes the units as the first window begins."""
-        if gauges is not None:
-            self._history.begin(gauges.rows)
+    def begin(self, report: WindowReport) -> None:
+        """Take in what makes the units in the first step, and how that was initialised."""
+        try:
+            if report.gauges is not None:
+                self._history.begin(report.gauges.rows)
+            found = self._found(report, trained=False)
+            # As it was found, and not to be mended any more: by now it is being trained.
+            self._first = tuple(replace(one) for one in found if one.id in ("DW201", "DW202"))
+        except Exception as error:  # never break training
+            self._give_up(error)
 
     def interrupt(self) -> None:
         """Take in that treatments have changed weights."""
@@ -158,22 +183,32 @@ class Adviser:
             return report
         try:
             told = replace(report, deaths=self._history.follow(report))
-            found = _findings(self._model, told, self._optimizers, self._ignore)
+            found = most_severe_first((*self._first, *self._found(told, trained=True)))
             return replace(told, findings=tuple(found), advised=True)
-        except Exception as error:  # never break training
-            self.enabled = False
-            warnings.warn(
-                f"advice failed and is given up; watching goes on. {type(error).__name__}: {error}",
-                AdviceFailedWarning,
-                stacklevel=3,
-            )
+        except Exception as error:  # as above
+            self._give_up(error)
             return report
+
+    def _found(self, report: WindowReport, *, trained: bool) -> list[Finding]:
+        of_run = self._model, report, self._optimizers, self._ignore
+        return _findings(*of_run, trained=trained)
+
+    def _give_up(self, error: Exception) -> None:
+        self.enabled = False
+        warnings.warn(
+            f"advice failed and is given up; watching goes on. {type(error).__name__}: {error}",
+            AdviceFailedWarning,
+            stacklevel=4,
+        )
 
     def state_dict(self) -> dict[str, Any] | None:
         """Plain values to go on from; None if there is no advice."""
-        return self._history.state_dict() if self.enabled else None
+        if not self.enabled:
+            return None
+        return {"history": self._history.state_dict(), "first": to_plain(self._first)}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a `state_dict`."""
         if state is not None:
-            self._history.load_state_dict(state)
+            self._history.load_state_dict(state["history"])
+            self._first = from_plain(tuple[Finding, ...], state["first"])

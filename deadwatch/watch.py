@@ -213,7 +213,7 @@ class Watch:
         self._stepped = True
         self._taps.step()
         if self._adviser.enabled and self.steps == 1:  # as near to the start as sites are known
-            self._adviser.begin(self._measured().gauges)
+            self._adviser.begin(self.peek())
         if self._clinic is None:
             return
         if self._clinic.prevents:

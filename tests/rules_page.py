@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from deadwatch import Rules
-from deadwatch.judge.advice import deaths, initialisation, optimizer, statistics
+from deadwatch.judge.advice import deaths, initialisation, optimizer, statistics, structure
 from deadwatch.judge.advice.facts import costly
 from deadwatch.judge.advice.rule import Rule, all_rules
 from deadwatch.judge.causes import LEAP, RUSH
@@ -104,9 +104,10 @@ ENTRIES: dict[str, Entry] = {
         "dropout and scaling in between do not count); or a ReLU is the last thing in the model.",
         {
             "info": "it is no ReLU, which bounds logits and closes none; or it is the output, and "
-            "no unit of it is dead, or training has not begun",
-            "warning": "a ReLU before softmax; or, once training is under way, dead units of the "
-            "output, which are always 0",
+            "no unit of it is dead, or few are and training has not begun",
+            "warning": "a ReLU before softmax; or dead units of the output, always 0: any "
+            "once training is under way, before it "
+            f"{_percent(structure.MANY_OUTPUTS)} of them or more",
         },
         "Leave the activation out, or take softplus where outputs must be positive.",
         _ORDER,

@@ -107,7 +107,7 @@ def test_a_finding_without_a_fix_says_what_to_do_instead() -> None:
     found = [one for one in unfixable() if not one.fixable]
     assert {"DW101", "DW102", "DW203", "DW401", "DW501", "DW601"} <= {one.id for one in found}
     for finding in found:
-        way = "paste this instead" if finding.code else "do this"
+        way = "paste this instead" if finding.code else "it needs none"
         with pytest.raises(CannotTreat, match=f"{finding.id} cannot be fixed from here.*{way}"):
             finding.fix()
 
@@ -124,7 +124,7 @@ def test_a_finding_that_was_sent_or_saved_has_no_model_to_fix() -> None:
     for one in sent:
         assert one == finding
         assert not one.fixable
-        with pytest.raises(CannotTreat, match=r"saved, sent or logged has no model\): paste this"):
+        with pytest.raises(CannotTreat, match=r"or was saved, and has no model\): paste this"):
             one.fix()
     assert not changed(model, before)
 

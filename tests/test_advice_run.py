@@ -87,6 +87,26 @@ def test_a_fix_of_a_finding_of_a_window_is_applied_to_the_live_optimizer() -> No
                 assert "no weight decay on 3 biases" in one.fix()
 
 
+def test_how_weights_were_initialised_is_told_as_it_was_and_not_mended_in_a_run() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model.get_parameter("0.bias").fill_(-3.0)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    told = []
+    with Watch(model, optimizer=optimizer, advice=True) as watch:
+        for _ in range(2):
+            for _ in range(30):
+                loss = model(torch.randn(50, 12)).square().mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                watch.step(loss)
+            told.append([one for one in watch.close_window().findings if one.id == "DW201"])
+    assert len(told[0]) == 1
+    assert told[0] == told[1]
+    assert not told[0][0].fixable
+
+
 # ── Lightning ───────────────────────────────────────────────────────────────────────────
 
 

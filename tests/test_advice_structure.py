@@ -110,7 +110,7 @@ def test_scores_without_an_activation_are_in_order() -> None:
 
 
 def test_a_head_that_ends_in_a_relu_is_found() -> None:
-    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3), nn.ReLU())
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 8), nn.ReLU())
     (found,) = by("DW102", advised(model, rows()))
     assert (found.where, found.severity) == (("3",), "info")
     with torch.no_grad():
@@ -122,6 +122,23 @@ def test_a_head_that_ends_in_a_relu_is_found() -> None:
     later = replace(report, window=replace(report.window, index=3))
     (found,) = by("DW102", advise(model, report=later))
     assert found.severity == "warning"
+    with torch.no_grad():
+        model.get_parameter("2.bias")[1] = -100
+    (found,) = by("DW102", advised(model, rows()))
+    assert found.severity == "warning"  # two of eight
+
+
+def test_code_for_a_function_at_the_end_names_where_it_is_called() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(x).relu()  # type: ignore[no-any-return]
+
+    (found,) = by("DW102", advised(Head(), rows()))
+    assert found.code == "# in the forward of the model: softplus, or no activation"
 
 
 def test_a_head_that_ends_in_a_layer_is_in_order() -> None:

@@ -58,10 +58,10 @@ class Finding:
             CannotTreat: There is nothing that could be applied; the message says what to do.
         """
         if self._fixer is None:
-            way = f"paste this instead:\n{self.code}" if self.code else f"do this: {self.reason}"
+            way = f"paste this instead:\n{self.code}" if self.code else "it needs none"
             raise CannotTreat(
-                f"{self.id} cannot be fixed from here (a finding that was saved, sent or logged "
-                f"has no model): {way}"
+                f"{self.id} cannot be fixed from here (its rule takes an edit of your code, or the "
+                f"finding is of a run that goes on, or was saved, and has no model): {way}"
             )
         return self._fixer()
 

@@ -10,6 +10,14 @@ or as measured elsewhere; an *error* keeps units from learning for certain.
 
 from deadwatch.judge.advice.facts import Facts
 from deadwatch.judge.advice.ignoring import check_ignore, without_ignored
-from deadwatch.judge.advice.rule import RULES, Rule, findings
+from deadwatch.judge.advice.rule import RULES, Rule, findings, most_severe_first
 
-__all__ = ["RULES", "Facts", "Rule", "check_ignore", "findings", "without_ignored"]
+__all__ = [
+    "RULES",
+    "Facts",
+    "Rule",
+    "check_ignore",
+    "findings",
+    "most_severe_first",
+    "without_ignored",
+]

@@ -50,7 +50,8 @@ def _hit(facts: Facts, deaths: list[Death], death: Death, evidence: str) -> Hit:
         when = f", {len(death.units)} of them{when}, and others until window {last}"
     message = f"{units} of {site.judged} units of {death.site} {are(units)} dead{when}: {evidence}"
     remedy, points = BEST.get(death.cause, BEST["birth"])
-    code = f"Watch(model, optimizer=optimizer, {remedy})"
+    names = "Policy, Recycle, Watch" if "Recycle" in remedy else "Watch"
+    code = f"from deadwatch import {names}\nWatch(model, optimizer=optimizer, {remedy})"
     if death.cause in BEST:
         code += f"  # {points:+.1f} points above doing nothing where units died so"
     numbers = {"units": units, "window": death.window, **_pairs(death)}
@@ -162,7 +163,8 @@ rule(
     "DW504",
     "Left behind by the data",
     reason="What the units were fed changed, and they did not: another task, another domain, a "
-    "policy that visits other states. They keep what they had learned, for data that are gone.",
+    "policy that visits other states. They keep what they had learned, for data that are gone. A unit "
+    "that was seldom open anyway may merely not have met its data.",
     source=_MEASURED,
 )(_found("data", lambda death: f"{_fell(death)}{_moved(death)}"))
 

@@ -27,13 +27,15 @@ class Facts:
         sites: The sites in the order of the data, as measured or as a Sequential shows them.
         parameters: The model's parameters by name.
         report: What was measured; None if nothing was.
-        fresh: Whether the parameters are those that the model was made with.
+        fresh: Whether nothing, or the first window alone, has been seen of a training.
+        trained: Whether steps were taken, so that parameters are no more as they were made.
     """
 
     sites: tuple[Site, ...]
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     report: WindowReport | None = None
     fresh: bool = True
+    trained: bool = False
 
     @property
     def gauges(self) -> Gauges:

@@ -53,7 +53,7 @@ POWER = {
 )
 def negative_biases(facts: Facts) -> Iterator[Hit]:
     """A layer of which most biases are lower than their pre-activations vary."""
-    for site in facts.sites if facts.fresh else ():
+    for site in () if facts.trained else facts.sites:
         rows, last = facts.gauges.rows.get(site.name), shift_of(site)
         if rows is None or last is None or last.bias is None or not one_sided(site.gate):
             continue
@@ -92,7 +92,7 @@ def _negative(facts: Facts, site: Site, last: Wire, median: float, bias: object)
 )
 def misfit_gain(facts: Facts) -> Iterator[Hit]:
     """A chain of layers behind which hardly anything is left of the signal, or far too much."""
-    for chain in facts.chains if facts.fresh else ():
+    for chain in () if facts.trained else facts.chains:
         gains = [(site, gain) for site in chain if (gain := _gain(facts, site)) is not None]
         if len(gains) < 2:
             continue
@@ -169,17 +169,22 @@ def dead_on_arrival(facts: Facts) -> Iterator[Hit]:
             yield _arrived_dead(facts, site, found)
 
 
+_MANY = 32  # features
+
+
 def _expected(facts: Facts, site: Site, found: SiteReport, symmetric: float) -> float:
     """The share of units that a symmetric initialisation closes for all of n samples.
 
     For a random direction w, mean over standard deviation of w · x is normal with the standard
     deviation ρ = ‖mean‖ / ‖std‖ of the inputs; it is closed for all if that is below minus the
     largest of n standard normal values: with probability Φ(−max / ρ). Where the inputs are not
-    known, as many as are closed or open for all, halved.
+    known, or few, as many as are closed or open for all, halved.
     """
     layer = layer_of(site)
     inputs = facts.gauges.inputs.get(layer.weight or "") if layer is not None else None
     if inputs is None or layer is None or not rectifies(site.gate) or found.samples < 2:
+        return symmetric
+    if inputs.features < _MANY:  # a sum of fewer is not normal
         return symmetric
     if inputs.features != layer.shape[1 - layer.axis] or layer.groups > 1:  # each reads a part
         return symmetric
@@ -201,6 +206,8 @@ def _arrived_dead(facts: Facts, site: Site, found: SiteReport) -> Hit:
     severity: Severity = "error" if dead == judged else "warning" if warn else "info"
     numbers = {"dead": share, "always_open": always, "expected": expected, "units": judged}
     code = 'Watch(model, optimizer=optimizer, policy="revive")'
+    if severity == "info":
+        code = "# nothing: healthy networks are born with as many, and train"
     layer = layer_of(site)
     if always < share / 4 and layer is not None and layer.bias is not None:
         code = f"torch.nn.init.zeros_(model.get_parameter({layer.bias!r}))"

@@ -158,8 +158,8 @@ def deadly_rate(facts: Facts) -> Iterator[Hit]:
     units, later = (sum(len(one.units) for one in group) for group in (same, deaths))
     steps = min(one.steps[0] for one in same), max(one.steps[1] for one in same)
     message = (
-        f"units began to die in window {first.window}, between steps {steps[0]} and {steps[1]}, "
-        f"at a learning rate of {first.rate:.2g}: {units} then, {later - units} since"
+        f"units began to fall silent in window {first.window}, between steps {steps[0]} and "
+        f"{steps[1]}, at a learning rate of {first.rate:.2g}: {units} then, {later - units} since"
     )
     harm = any(facts.harmful(site) for site in facts.sites if site.name in {d.site for d in deaths})
     numbers = {"window": first.window, "step": steps[0], "rate": first.rate, "units": units}

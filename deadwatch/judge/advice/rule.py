@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -88,5 +88,9 @@ def all_rules() -> list[Rule]:
 
 def findings(facts: Facts) -> list[Finding]:
     """What all rules find, the most severe first, then by id."""
-    found = [finding for one in all_rules() for finding in one.findings(facts)]
-    return sorted(found, key=lambda finding: (-SEVERITIES.index(finding.severity), finding.id))
+    return most_severe_first(found for one in all_rules() for found in one.findings(facts))
+
+
+def most_severe_first(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings by severity, then by id."""
+    return sorted(findings, key=lambda finding: (-SEVERITIES.index(finding.severity), finding.id))

@@ -76,6 +76,10 @@ def activation_before_softmax(facts: Facts) -> Iterator[Hit]:
             yield _before_output(facts, site)
 
 
+MANY_OUTPUTS = 0.2
+"""Share of a model's outputs that have to be dead for a warning before it is trained."""
+
+
 def _before_softmax(facts: Facts, site: Site, softmax: str) -> Hit:
     message = f"{site.name} ({site.activation}) stands right before {softmax}"
     severity: Severity = "warning" if rectifies(site.gate) else "info"
@@ -98,13 +102,11 @@ def _before_output(facts: Facts, site: Site) -> Hit:
         "signs; softplus keeps a gradient where they must be positive."
     )
     code = f"model.set_submodule({site.module!r}, torch.nn.Softplus())  # or torch.nn.Identity()"
-    return Hit(
-        "warning" if dead and not facts.fresh else "info",
-        (site.name,),
-        message,
-        code=code,
-        reason=reason,
-    )
+    if site.functional:
+        code = f"# in the forward of {site.module or 'the model'}: softplus, or no activation"
+    many = found is not None and dead >= MANY_OUTPUTS * found.judged
+    severity: Severity = "warning" if dead and (many or not facts.fresh) else "info"
+    return Hit(severity, (site.name,), message, code=code, reason=reason)
 
 
 @rule(
