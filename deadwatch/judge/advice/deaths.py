@@ -163,8 +163,8 @@ rule(
     "DW504",
     "Left behind by the data",
     reason="What the units were fed changed, and they did not: another task, another domain, a "
-    "policy that visits other states. They keep what they had learned, for data that are gone. A unit "
-    "that was seldom open anyway may merely not have met its data.",
+    "policy that visits other states. They keep what they had learned, for data that are gone. A "
+    "unit that was seldom open anyway may merely not have met its data.",
     source=_MEASURED,
 )(_found("data", lambda death: f"{_fell(death)}{_moved(death)}"))
 
