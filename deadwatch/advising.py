@@ -183,11 +183,18 @@ class Adviser:
             return report
         try:
             told = replace(report, deaths=self._history.follow(report))
-            found = most_severe_first((*self._first, *self._found(told, trained=True)))
+            found = most_severe_first((*self._begun(report), *self._found(told, trained=True)))
             return replace(told, findings=tuple(found), advised=True)
         except Exception as error:  # as above
             self._give_up(error)
             return report
+
+    def _begun(self, report: WindowReport) -> tuple[Finding, ...]:
+        """How weights were initialised; low biases matter no more where too few units are dead."""
+        hurt = {w.bias for s in report.values() if s.harmful for w in s.site.producers}
+        over = [one.id == "DW201" and not hurt.intersection(one.where) for one in self._first]
+        found = zip(self._first, over, strict=True)
+        return tuple(replace(one, severity="info") if past else one for one, past in found)
 
     def _found(self, report: WindowReport, *, trained: bool) -> list[Finding]:
         of_run = self._model, report, self._optimizers, self._ignore
