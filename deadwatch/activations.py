@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from deadwatch.errors import DeadwatchError
 
@@ -29,6 +30,9 @@ KINDS = {"leaky_relu": 1, "prelu": 2, "elu": 3, "gelu": 4, "silu": 5}
 
 SLOPES = {"leaky_relu": 0.01, "prelu": 0.25}
 """Those that have a slope on the closed side, and what it is by default."""
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+"""The norms of torch."""
 
 _VERSION = 1
 
@@ -241,6 +245,13 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
         return kind
     own: type[nn.Module] = kind.__mro__[kind.__mro__.index(fsdp.FSDPModule) + 1]
     return own
+
+
+def readable(path: str) -> str:
+    """A module's path without what `torch.compile` wraps around compiled parts."""
+    if "_orig_mod" not in path:  # of a deep model, paths are long
+        return path
+    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 def pure_copy(module: nn.Module) -> nn.Module:

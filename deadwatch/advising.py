@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from deadwatch.activations import readable
 from deadwatch.errors import AdviceFailedWarning, ConfigError
 from deadwatch.judge.advice import (
     Facts,
@@ -22,7 +23,7 @@ from deadwatch.judge.advice import (
 from deadwatch.judge.history import History
 from deadwatch.observe.parameters import parameters_of
 from deadwatch.observe.sequences import sequences
-from deadwatch.observe.sites import readable, unwrapped
+from deadwatch.observe.sites import unwrapped
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Finding, Site, WindowReport, Wire
 from deadwatch.settings import optimizers_of

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from deadwatch.activations import MASK, SETTINGS, SHARE, Replacement, SwappedActivation
+from deadwatch.activations import MASK, SETTINGS, SHARE, Replacement, SwappedActivation, readable
 from deadwatch.errors import ConfigError, DeadwatchError
 from deadwatch.treat.surgery import Surgery
 
@@ -232,5 +232,5 @@ def _named(key: str, paths: Mapping[str, str]) -> str:
 
 def _tidy(name: str) -> str:
     """A name without what `torch.compile` and parallel wrappers put into it."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    parts = readable(name).split(".")
     return ".".join(parts[1:] if parts[:1] == ["module"] and len(parts) > 1 else parts)

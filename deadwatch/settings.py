@@ -12,11 +12,12 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from deadwatch.activations import readable
 from deadwatch.errors import ConfigError, DeadwatchError, MixedModelsWarning
 from deadwatch.judge.advice import check_ignore
 from deadwatch.judge.rules import Rules
 from deadwatch.observe.gauges import Gauging
-from deadwatch.observe.sites import Selection, readable
+from deadwatch.observe.sites import Selection
 from deadwatch.observe.strategies import only_watchable, some_processes
 from deadwatch.treat.optim import rates
 from deadwatch.treat.policy import Policy, resolve

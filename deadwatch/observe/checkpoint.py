@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from deadwatch.activations import readable
 from deadwatch.errors import DeadwatchError, ResumeWarning
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.calls import Calls
 from deadwatch.observe.knowledge import Knowledge
 from deadwatch.observe.layout import Layout
 from deadwatch.observe.progress import Progress, as_one
-from deadwatch.observe.sites import Selection, readable
+from deadwatch.observe.sites import Selection
 from deadwatch.plain import from_plain, to_plain
 from deadwatch.records import Snapshot
 

@@ -21,6 +21,7 @@ from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.sharding import local_of
 from deadwatch.observe.stats import real_dtype
+from deadwatch.observe.transfer import by_device
 from deadwatch.observe.views import chunks
 
 Squares = tuple[float, float]
@@ -110,11 +111,8 @@ class Gradients:
     def fetch(self) -> dict[str, Squares]:
         """What was measured of each site, in one transfer a device."""
         self.fold()
-        lying: dict[torch.device, list[str]] = {}
-        for name, sums in self._sums.items():
-            lying.setdefault(sums[0].device, []).append(name)
         found: dict[str, Squares] = {}
-        for names in lying.values():
+        for names in by_device(self._sums, lambda name: self._sums[name][0]).values():
             table = torch.stack([torch.stack(self._sums[name]) for name in names]).tolist()
             found |= {
                 name: (total, count) for name, (total, count) in zip(names, table, strict=True)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from deadwatch.activations import readable
 from deadwatch.observe.hooks import is_real
 from deadwatch.observe.labels import Op, tensors_in
-from deadwatch.observe.sites import readable
+from deadwatch.observe.transfer import by_device
 from deadwatch.observe.views import wide
 from deadwatch.records import LayerInput
 
@@ -87,11 +88,8 @@ class Inputs:
 
     def fetch(self) -> dict[str, LayerInput]:
         """What was noted, in one transfer a device; what is no number is left out."""
-        lying: dict[torch.device, list[str]] = {}
-        for name, one in self.given.items():
-            lying.setdefault(one.centre.device, []).append(name)
         found: dict[str, float] = {}
-        for names in lying.values():
+        for names in by_device(self.given, lambda name: self.given[name].centre).values():
             centres = torch.stack([self.given[name].centre.double() for name in names])
             found |= zip(names, centres.tolist(), strict=True)
         return {

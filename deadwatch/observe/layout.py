@@ -15,8 +15,9 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from deadwatch.activations import readable
 from deadwatch.observe.places import Place, within
-from deadwatch.observe.sites import Selection, readable, uncompiled
+from deadwatch.observe.sites import Selection, uncompiled
 
 
 @dataclass(eq=False)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deadwatch.observe.accumulate import SiteState
+from deadwatch.observe.transfer import by_device
 from deadwatch.records import Ints
 
 
@@ -45,9 +46,7 @@ class Openings:
     @torch.no_grad()
     def step(self, states: Iterable[SiteState], step: int) -> None:
         """Note what was open in a step that took statistics."""
-        lying: dict[torch.device, list[SiteState]] = {}
-        for state in states:
-            lying.setdefault(state.data["open"].device, []).append(state)
+        lying = by_device(states, lambda state: state.data["open"])
         self._align(lying)
         for device, there in lying.items():
             line = self._lines[device]

@@ -8,15 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
-from deadwatch.activations import kind_of
+from deadwatch.activations import NORMS, kind_of, readable
 from deadwatch.observe.sharding import local_of
-from deadwatch.observe.sites import readable
+from deadwatch.observe.transfer import by_device
 from deadwatch.records import Parameter
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def parameters_of(
@@ -52,14 +49,17 @@ def _kind(name: str, parameter: Tensor, owner: nn.Module) -> Literal["weight", "
 def _rms(parameters: Sequence[Tensor]) -> list[float]:
     """Root mean squares, in one transfer a device; NaN of what is not all in this process."""
     found = [math.nan] * len(parameters)
-    devices: dict[torch.device, list[int]] = {}
-    for index, one in enumerate(parameters):
-        if local_of(one) is one and one.numel() and not one.is_meta and one.is_floating_point():
-            devices.setdefault(one.device, []).append(index)
-    for indices in devices.values():
+    here = [i for i, one in enumerate(parameters) if is_whole(one) and one.numel()]
+    for indices in by_device(here, parameters.__getitem__).values():
         norms = torch._foreach_norm([parameters[index].detach() for index in indices])
         for index, norm in zip(
             indices, torch.stack([norm.float() for norm in norms]).tolist(), strict=True
         ):
             found[index] = norm / math.sqrt(parameters[index].numel())
     return found
+
+
+def is_whole(parameter: Tensor) -> bool:
+    """Whether a parameter has values, of real numbers, and all of them are in this process."""
+    real = parameter.is_floating_point() and not parameter.is_meta
+    return real and local_of(parameter) is parameter

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from deadwatch.activations import readable
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.observe.gates import gate_of, is_learned
-from deadwatch.observe.sites import Candidate, readable
+from deadwatch.observe.sites import Candidate
 from deadwatch.records import Site, SiteSnapshot
 
 

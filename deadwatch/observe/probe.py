@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.activations import kind_of
+from deadwatch.activations import NORMS, kind_of
 from deadwatch.observe.hooks import no_dispatch_modes
 from deadwatch.observe.trial import tensors_of, try_out
 from deadwatch.records import Gate
@@ -43,7 +43,6 @@ def probe(module: nn.Module) -> Gate | None:
 
 _PROBED: dict[tuple[Any, ...], Gate | None] = {}
 _BASE = frozenset(vars(nn.Module()))
-_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
 
 def _may_be_activation(module: nn.Module) -> bool:
@@ -53,7 +52,7 @@ def _may_be_activation(module: nn.Module) -> bool:
     own = vars(module)
     if "forward" in own:  # patched, and a copy may still lead to the original
         return False
-    if isinstance(module, _NORMS):  # trying these out takes time, and some models have hundreds
+    if isinstance(module, NORMS):  # trying these out takes time, and some models have hundreds
         return False
     if any(_holds_module(value) for name, value in own.items() if name not in _BASE):
         return False  # a teacher, say, hidden in a list: it would be copied as well

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.observe.sharding import local_of
+from deadwatch.observe.parameters import is_whole
+from deadwatch.observe.transfer import by_device
 from deadwatch.observe.views import wide
 from deadwatch.records import Floats, Rows, SiteSnapshot, Wire
+from deadwatch.records.sites import LAYERS, NORMS
 
 COLUMNS = 16
 """Directions of a sketch: a distance is right to about a fifth."""
 
-_LAYERS = ("linear", "conv", "conv_transpose")
-_NORMS = ("batch_norm", "layer_norm", "group_norm")
 _SEED = 20130521
 
 Parameters = Mapping[str, Tensor]
@@ -54,11 +54,8 @@ def rows_of(model: nn.Module, sites: Iterable[SiteSnapshot]) -> dict[str, Rows]:
 
 def fetch(tables: Mapping[str, Tensor]) -> dict[str, Floats]:
     """Tables of all sites, in one transfer a device."""
-    lying: dict[torch.device, list[str]] = {}
-    for name, table in tables.items():
-        lying.setdefault(table.device, []).append(name)
     found: dict[str, Floats] = {}
-    for names in lying.values():
+    for names in by_device(tables, tables.__getitem__).values():
         flat = torch.cat([tables[name].flatten() for name in names]).cpu()
         parts = flat.split([tables[name].numel() for name in names])
         for name, part in zip(names, parts, strict=True):
@@ -80,22 +77,17 @@ def _ends(site: SiteSnapshot, parameters: Parameters) -> _Ends | None:
     whole = site.share.total is None and site.units and _are_here(wires, parameters)
     if not wires or not whole or any(wire.branch or wire.kind == "skip" for wire in wires):
         return None
-    layer = wires[0] if wires[0].kind in _LAYERS else None
-    norm = wires[-1] if wires[-1].kind in _NORMS else None
+    layer = wires[0] if wires[0].kind in LAYERS else None
+    norm = wires[-1] if wires[-1].kind in NORMS else None
     return (layer, norm) if layer is not None or norm is not None else None
 
 
 def _are_here(wires: Sequence[Wire], parameters: Parameters) -> bool:
     """Whether all parameters are in this process, as a whole and as they were when traced."""
     named = [name for wire in wires for name in wire.names]
-    return all(name in parameters and _is_whole(parameters[name]) for name in named) and all(
+    return all(name in parameters and is_whole(parameters[name]) for name in named) and all(
         wire.weight is None or tuple(parameters[wire.weight].shape) == wire.shape for wire in wires
     )
-
-
-def _is_whole(parameter: Tensor) -> bool:
-    real = parameter.is_floating_point() and not parameter.is_meta
-    return real and local_of(parameter) is parameter
 
 
 def _table(

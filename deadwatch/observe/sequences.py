@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from deadwatch.activations import kind_of
+from deadwatch.activations import kind_of, readable
 from deadwatch.observe.gates import gate_of
-from deadwatch.observe.sites import readable, unwrapped
+from deadwatch.observe.sites import unwrapped
 from deadwatch.records import Gate, Site, Wire
 
 _VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity)

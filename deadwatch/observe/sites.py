@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deadwatch.activations import SwappedActivation, kind_of
+from deadwatch.activations import SwappedActivation, kind_of, readable
 from deadwatch.errors import ConfigError
 from deadwatch.observe.functions import FUNCTIONS
 from deadwatch.observe.gates import gate_of
@@ -168,13 +168,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if isinstance(inner, nn.parallel.DistributedDataParallel):
         return unwrapped(inner.get_submodule("module"))
     return model if inner is model else unwrapped(inner)
-
-
-def readable(path: str) -> str:
-    """A module's path without what `torch.compile` wraps around compiled parts."""
-    if "_orig_mod" not in path:  # of a deep model, paths are long
-        return path
-    return ".".join(part for part in path.split(".") if part != "_orig_mod")
 
 
 def function_base(path: str, kind: str) -> str:

@@ -6,8 +6,8 @@ there may be a thousand sites.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,24 @@ from deadwatch.observe import stats
 from deadwatch.observe.accumulate import SiteState
 from deadwatch.records import SiteSnapshot
 
+T = TypeVar("T")
+
+
+def by_device(items: Iterable[T], tensor_of: Callable[[T], Tensor]) -> dict[torch.device, list[T]]:
+    """Items by the device on which their tensor lies: what lies on one can be read at once."""
+    found: dict[torch.device, list[T]] = {}
+    for item in items:
+        found.setdefault(tensor_of(item).device, []).append(item)
+    return found
+
 
 def fetch(states: Sequence[SiteState]) -> tuple[SiteSnapshot, ...]:
     """Read all sites with one device-to-host copy for each device they lie on.
 
     The ages are those of the window's start.
     """
-    lying: dict[torch.device, list[SiteState]] = {}
-    for state in states:
-        lying.setdefault(state.seen.device, []).append(state)
     found: dict[SiteState, _Fetched] = {}
-    for device, there in lying.items():
+    for device, there in by_device(states, lambda state: state.seen).items():
         columns = {"seen": [state.seen for state in there]}
         columns |= {name: [state.data[name] for state in there] for name in stats.STATISTICS}
         packed, places = _pack(columns, device)

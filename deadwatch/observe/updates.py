@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from deadwatch.activations import readable
 from deadwatch.observe.sharding import local_of
-from deadwatch.observe.sites import readable
 from deadwatch.observe.stats import real_dtype
 
 SAMPLES = 256

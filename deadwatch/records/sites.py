@@ -34,6 +34,13 @@ class Gate:
         return self.inside and self.low == -math.inf and self.high == math.inf
 
 
+LAYERS = ("linear", "conv", "conv_transpose")
+"""Kinds of wires that are layers with weights."""
+
+NORMS = ("batch_norm", "layer_norm", "group_norm")
+"""Kinds of wires that are norms."""
+
+
 @dataclass(frozen=True, repr=False)
 class Wire:
     """One operation that produces a site's units, or reads them.

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from deadwatch.errors import CannotTreat
 from deadwatch.records import Ints, SiteReport, State, Wire
+from deadwatch.records.sites import NORMS
 from deadwatch.treat import shards
 from deadwatch.treat.optim import OptimizerState, Restart
 from deadwatch.treat.places import Place, places, restarts
 from deadwatch.treat.silence import silence
 from deadwatch.treat.surgery import Edit, Surgery
 
-NORMS = ("batch_norm", "layer_norm", "group_norm")
 _MIXING = ("layer_norm", "group_norm")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from deadwatch.activations import readable
 from deadwatch.errors import CannotTreat
 from deadwatch.records import Finding
 from deadwatch.treat import shards
@@ -60,16 +61,11 @@ _FIXERS: dict[str, Callable[[Finding, nn.Module, tuple[Optimizer, ...]], str]] =
 
 def _parameters(finding: Finding, model: nn.Module) -> list[nn.Parameter]:
     named = model.named_parameters(remove_duplicate=False)
-    known = {_readable(name): parameter for name, parameter in named}
+    known = {readable(name): parameter for name, parameter in named}
     gone = [name for name in finding.where if name not in known]
     if gone:
         raise CannotTreat(f"{finding.id}: {', '.join(gone)} is no longer a parameter of the model")
     return [known[name] for name in finding.where]
-
-
-def _readable(name: str) -> str:
-    """A name without what `torch.compile` wraps around compiled parts, as reports have it."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 @torch.no_grad()

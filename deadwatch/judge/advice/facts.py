@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from deadwatch.records import Gate, Gauges, Parameter, Site, SiteReport, WindowReport, Wire
+from deadwatch.records.sites import LAYERS
 
 NORMS = ("batch_norm", "instance_norm", "layer_norm", "group_norm", "rms_norm")
 """Norms by the functions that compute them."""
 
 POOLING = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "mean", "amax")
 """Pools, without the number of their dimensions."""
-
-LAYERS = ("linear", "conv", "conv_transpose")
-"""Layers with weights, by the kind of their wires."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
+from deadwatch.activations import NORMS
 from deadwatch.errors import CannotTreat, ConfigError
 from deadwatch.treat.optim import OptimizerState
 from deadwatch.treat.remedies.base import require_number
 from deadwatch.treat.remedies.preventive import Preventive
-
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def _sorted(model: nn.Module) -> list[tuple[str, nn.Parameter, bool]]:
 
 def _of_norms(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
-        if isinstance(module, _NORMS):
+        if isinstance(module, NORMS):
             yield from module.parameters(recurse=False)
 
 
