@@ -30,8 +30,8 @@ def mendable(
 def _no_decay(finding: Finding, model: nn.Module, optimizers: tuple[Optimizer, ...]) -> str:
     spared = _parameters(finding, model)
     for optimizer in optimizers:
-        own = [one for one in spared if id(one) in hypers([optimizer])]
-        Exemption(optimizer).add(own)
+        updated = hypers([optimizer])
+        Exemption(optimizer).add(one for one in spared if id(one) in updated)
     return (
         f"no weight decay on {len(spared)} biases and norm parameters from the next step on; the "
         "groups and the state of the optimizer are as they were. A checkpoint does not hold that: "
